@@ -29,7 +29,8 @@ from companion_push.companion.waking_client import WakingClient, open_waking
 from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
 from companion_push.waking import SECRET_SIZE, contact_id
-from headless_passkey.ceremony import Ask, ForgottenLink, run_ceremony
+from headless_passkey.ceremony import ForgottenLink, run_ceremony
+from headless_passkey.delivery import Ask
 from headless_passkey.hybrid.linking import LinkedPhone
 from headless_passkey.hybrid.tunnel_url import connect_url, contact_headers, contact_url
 from headless_passkey.net.tunnel import open_tunnel

@@ -19,7 +19,8 @@ from companion_push.companion.phone import SoftwarePhone, TunnelService, accept
 from companion_push.emulation.controllers import Air as EmulatedAir
 from companion_push.emulation.controllers import Host
 from companion_push.tunnel_service.app import make_app
-from headless_passkey.ceremony import Ask, Progress, run_ceremony
+from headless_passkey.ceremony import run_ceremony
+from headless_passkey.delivery import Ask, Progress
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.bumble import BumbleRadio
 from headless_passkey.radio.source import Advert, AdvertSource

@@ -29,12 +29,14 @@ from fido2.webauthn import (
 )
 from programs import Program, ProgramFailed, running
 
-from headless_passkey.ceremony import Ask, CeremonyResult, OptionsSource, Progress, StageEvent, run_ceremony
+from headless_passkey.ceremony import CeremonyResult, OptionsSource, run_ceremony
 from headless_passkey.ctap_device import PhoneDevice
+from headless_passkey.delivery import Ask, Progress
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.net.tls import tls_context
 from headless_passkey.radio.bumble import BumbleRadio
 from headless_passkey.request import DeviceEvent, RequestState
+from headless_passkey.stages import StageEvent
 
 RP_ID, ORIGIN = "login.example", "https://login.example"
 TUNNEL_DOMAIN: Final = 300

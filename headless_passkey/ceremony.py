@@ -23,13 +23,14 @@ import logging
 import secrets
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from http import HTTPStatus
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, overload, runtime_checkable
 
+from headless_passkey.delivery import Ask, Delivery, Progress
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -47,7 +48,7 @@ from headless_passkey.errors import (
 from headless_passkey.hybrid.client_platform import QrTransaction, StateAssistedTransaction
 from headless_passkey.hybrid.ctap2 import GetInfoResponse, Status, status_name
 from headless_passkey.hybrid.eid import Eid, parse_suffix
-from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.linking import LinkedPhone
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
 from headless_passkey.net.tunnel import Tunnel, TunnelRefused, open_tunnel
@@ -58,9 +59,8 @@ from headless_passkey.radio.l2cap import ConnectingSource
 from headless_passkey.radio.source import Advert, AdvertSource
 from headless_passkey.refusals import Refusal, refused
 from headless_passkey.request import CEREMONY_TIMEOUT, DeviceEvent, RequestState
-from headless_passkey.trust.freshness import ForgottenRings
+from headless_passkey.stages import Stage, StageDetail, StageEvent
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
-from headless_passkey.webauthn.origins import RelatedOrigins
 
 LINKED_FIRST: Final = 3.0  # seconds that a linked phone has until others are asked as well
 WITHDRAWAL: Final = 0.5  # seconds that the command to a linked phone waits for the request's withdrawal
@@ -76,156 +76,6 @@ LAST_PAUSE: Final = 8.0
 FRESHNESS: Final = 30.0  # seconds since its last reception in which an advert is tried again
 
 logger = logging.getLogger(__name__)
-
-
-class Stage(StrEnum):
-    """The stages of a ceremony, for a user interface."""
-
-    PREPARED = "prepared"  # FIDO URLs made, radio on
-    DIGITS = "digits"  # tell the digits from now until a companion claims: show, speak, blink or vibrate them
-    RING_UNCONFIRMED = "ring-unconfirmed"  # no companion has confirmed the membership for a week
-    RELAY_FORGOT_RINGS = "relay-forgot-rings"  # the relay had lost rings that this device holds
-    SUBMITTED = "submitted"  # given to the delivery
-    NOTIFIED = "notified"  # a companion's phone has been notified
-    NOT_NOTIFIED = "not-notified"  # no companion could be notified, and none has the request: open the app
-    DELIVERED = "delivered"  # a companion has fetched its URL
-    CLAIMED = "claimed"  # a companion's user approved
-    REFUSED = "refused"  # a companion cannot take the request; others may
-    OPENED = "opened"  # a companion has passed the URL to a phone, or shows it as a QR code
-    CONTACTING = "contacting"  # the tunnel service of a linked phone is asked to wake it
-    LINK_FORGOTTEN = "link-forgotten"  # a link is deleted, since it can never be used again
-    ADVERT_HEARD = "advert-heard"  # an advert of the phone was received
-    DIRECT_JOINED = "direct-joined"  # the direct channel is up
-    DIRECT_FAILED = "direct-failed"  # it is not, or its handshake failed; the tunnel is tried
-    TUNNEL_JOINED = "tunnel-joined"
-    CHANNEL_OPEN = "channel-open"  # the handshake is done: the phone holds our URL, or the link
-    ATTEMPT_FAILED = "attempt-failed"  # a tunnel or handshake failed; the scan goes on
-    REQUEST_SENT = "request-sent"  # the CTAP command is sent
-    REPLY_CHECKED = "reply-checked"
-    LINKED = "linked"  # the link that was asked for is stored
-    NOT_LINKED = "not-linked"  # there is no link, although one was asked for
-    COMPLETED = "completed"
-
-
-class StageDetail(TypedDict, total=False):
-    """Details of a stage. They hold no secret."""
-
-    recipients: int  # PREPARED: the number of URLs
-    links: int  # PREPARED: the number of linked phones that are tried before a URL is made
-    phone: str  # CONTACTING, LINK_FORGOTTEN, LINKED: the label of the linked phone; where there is one, also at the stages of its channel
-    companion: str  # REFUSED, RING_UNCONFIRMED, NOTIFIED: its name in the ring
-    label: str  # the same: its name for people, where known
-    channel: str  # NOTIFIED: the kind of push service
-    days: int  # RING_UNCONFIRMED: since its last word
-    first: int  # RELAY_FORGOT_RINGS: the version of the first ring that was lost
-    last: int  # the same: of the last
-    given: bool  # the same: whether the relay has them again
-    reason: str  # REFUSED, LINK_FORGOTTEN, NOT_LINKED: one word; RELAY_FORGOT_RINGS: why the relay does not take them, where it does not
-    tunnel_domain: int  # ADVERT_HEARD: the number of the phone's tunnel service
-    rssi: int  # ADVERT_HEARD: dBm, where the radio reports it
-    why: str  # ATTEMPT_FAILED, DIRECT_FAILED: a message for people
-    attempt: int  # ATTEMPT_FAILED: from 1, for each advert
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageEvent:
-    """An event: the ceremony has reached a stage."""
-
-    stage: Stage
-    elapsed: float  # seconds since the ceremony began
-    detail: StageDetail = field(default_factory=StageDetail)
-    phone: GetInfoResponse | None = None  # the phone's getInfo, at CHANNEL_OPEN
-    refusal: Refusal | None = None  # at REFUSED, with the content of `detail`
-    digits: str | None = field(default=None, repr=False)  # at DIGITS: what the user types on the companion
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """What a ceremony asks for. It is announced to the companion, so options that come later must match it."""
-
-    kind: RequestKind  # GET_ASSERTION or MAKE_CREDENTIAL
-    origin: str
-    rp_id: str
-    rp_name: str | None = None  # shown on the companion; unverified
-    note: str | None = None  # shown on the companion
-    # match digits, which the device shows or speaks, and the user types on the companion
-    digits: str | None = field(default=None, repr=False)
-    user_handle: bytes | None = field(default=None, repr=False)  # of the expected account (T3)
-    related: RelatedOrigins | None = None  # for an origin outside the RP ID's domain
-
-    @classmethod
-    def of(
-        cls,
-        options: Options,
-        *,
-        note: str | None = None,
-        digits: str | None = None,
-        user_handle: bytes | None = None,
-    ) -> "Ask":
-        """Make an `Ask` from known options. user_handle: of the expected account; for a registration the new user's."""
-        rp_name = None
-        if isinstance(options, RegistrationOptions):
-            rp_name, user_handle = options.rp_name, user_handle or options.user.id
-        return cls(
-            kind=options.hint,
-            origin=options.origin,
-            rp_id=options.rp_id,
-            rp_name=rp_name,
-            note=note,
-            digits=digits,
-            user_handle=user_handle,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unconfirmed:
-    """A membership that no companion has confirmed for a week. The companion that did so last:"""
-
-    companion: str  # its name in the ring
-    label: str
-    days: int  # since its last word
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notified:
-    """A push to a companion, as the relay says."""
-
-    companion: str  # its name in the ring
-    label: str | None
-    channel: str  # the kind of push service; `inbox` where the companion was waiting for requests
-    outcome: str  # `pending`, `sent`, or a word for what went wrong
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """The state of a request, from the delivery."""
-
-    state: RequestState
-    claimed_by: str | None = None  # the recipient that holds the claim, verified by the delivery
-    refusals: tuple[Refusal, ...] = ()  # of recipients
-    unconfirmed: Unconfirmed | None = None  # told once
-    forgotten: ForgottenRings | None = None  # told once
-    notified: tuple[Notified, ...] | None = None  # None where the delivery knows of no pushes
-
-
-class Delivery(Protocol):
-    """Brings FIDO URLs to phones, for one ceremony at a time."""
-
-    @property
-    def needs_claim(self) -> bool:
-        """Whether a recipient claims the request, as `progress` says, before its phone may get the command."""
-
-    async def recipients(self) -> Sequence[str]:
-        """Begin a ceremony; returns the recipients, each of which gets its own URL. `LocalProtocolError` during another ceremony."""
-
-    async def submit(self, ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:
-        """Deliver the URLs, which expire after `lifetime` seconds. `LocalProtocolError`, with nothing sent, during another ceremony."""
-
-    def progress(self) -> AsyncGenerator[Progress, None]:
-        """Follow the request's state; raises the error that ends it (`NotApproved`, `TrustError`, …)."""
-
-    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
-        """Report the end of the ceremony. reason: one word, such as an error's."""
 
 
 class ForgottenLink(StrEnum):

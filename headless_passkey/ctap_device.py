@@ -22,7 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from headless_passkey.ceremony import Ask, CeremonyResult, OptionsSource, Stage, StageEvent
+from headless_passkey.ceremony import CeremonyResult, OptionsSource
+from headless_passkey.delivery import Ask
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -45,6 +46,7 @@ from headless_passkey.hybrid.ctap2 import (
     Status,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
+from headless_passkey.stages import Stage, StageEvent
 from headless_passkey.text.domains import is_domain
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
 

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     import ssl
     from pathlib import Path
 
-    from headless_passkey.ceremony import Delivery, StageEvent
+    from headless_passkey.delivery import Delivery
     from headless_passkey.net.base_url import BaseUrl
     from headless_passkey.radio.source import AdvertSource
     from headless_passkey.rp.key_store import OriginKeys
     from headless_passkey.rp.session import Session
     from headless_passkey.rp_ceremony import Asked, Opened, RelyingPartyCeremonies
+    from headless_passkey.stages import StageEvent
 
 
 def load() -> None:

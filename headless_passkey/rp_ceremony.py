@@ -19,7 +19,8 @@ from headless_passkey.account.delivery import RelayDelivery
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.links import AccountLinks
 from headless_passkey.account.relay import RelayClient
-from headless_passkey.ceremony import Ask, CeremonyResult, Delivery, StageEvent, run_ceremony
+from headless_passkey.ceremony import CeremonyResult, run_ceremony
+from headless_passkey.delivery import Ask, Delivery
 from headless_passkey.errors import (
     LocalProtocolError,
     NotEnrolled,
@@ -42,6 +43,7 @@ from headless_passkey.rp.key_store import KeyStore, OriginKeys
 from headless_passkey.rp.session import Session
 from headless_passkey.rp.session_store import KeptSession, SessionStore
 from headless_passkey.rp.users import PinnedUsers
+from headless_passkey.stages import StageEvent
 from headless_passkey.trust.signing import thumbprint
 from headless_passkey.webauthn.options import Credential
 from headless_passkey.webauthn.origins import RelatedOrigins, check_origin, is_within

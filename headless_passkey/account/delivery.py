@@ -13,7 +13,7 @@ from typing import Final, Self
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient, RequestStatus, ShownClaim, log_forgotten
-from headless_passkey.ceremony import Ask, Notified, Progress, Unconfirmed
+from headless_passkey.delivery import Ask, Notified, Progress, Unconfirmed
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     LocalProtocolError,

@@ -32,7 +32,8 @@ from headless_passkey.account.device_files import (
 )
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient
-from headless_passkey.ceremony import Ask, ForgottenLink
+from headless_passkey.ceremony import ForgottenLink
+from headless_passkey.delivery import Ask
 from headless_passkey.errors import (
     EnrolmentReason,
     HeadlessPasskeyError,

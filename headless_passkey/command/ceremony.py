@@ -13,16 +13,9 @@ from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.account.links import AccountLinks
 from headless_passkey.account.relay import RelayClient
-from headless_passkey.ceremony import (
-    Ask,
-    CeremonyResult,
-    Delivery,
-    ForgottenLink,
-    Stage,
-    StageEvent,
-    run_ceremony,
-)
+from headless_passkey.ceremony import CeremonyResult, ForgottenLink, run_ceremony
 from headless_passkey.command.command_line import expand_home, out, progress, read_input, show_progress
+from headless_passkey.delivery import Ask, Delivery
 from headless_passkey.errors import (
     TransportReason,
     TrustReason,
@@ -39,6 +32,7 @@ from headless_passkey.process.streams import talk
 from headless_passkey.radio.choose import open_radio
 from headless_passkey.rp.users import PinnedUsers, parse_handle
 from headless_passkey.rp_ceremony import Asked, RelyingPartyCeremonies
+from headless_passkey.stages import Stage, StageEvent
 from headless_passkey.text.base64url import base64url
 from headless_passkey.text.names import printable, quoted
 from headless_passkey.trust.freshness import ForgottenRings

@@ -11,9 +11,9 @@ import pytest
 from companion_push.companion.advertiser.advertiser import Advertiser
 from companion_push.companion.advertiser.bluez import BluezAdvertiser
 from companion_push.companion.advertiser.bumble import BumbleAdvertiser
-from headless_passkey.ceremony import Stage
 from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.radio.bleak import BleakRadio
+from headless_passkey.stages import Stage
 from tests.ble.lab.ceremony import DOMAIN, USER, Ceremony
 from tests.ble.lab.guest import PATIENCE, Guest, Phone
 from tests.ble.lab.rubbish import broadcasting, service_data

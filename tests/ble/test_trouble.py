@@ -8,9 +8,9 @@ import pytest
 
 from companion_push.companion.advertiser.bluez import BluezAdvertiser
 from companion_push.companion.advertiser.bumble import BumbleAdvertiser
-from headless_passkey.ceremony import Stage
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.radio.bleak import BleakRadio
+from headless_passkey.stages import Stage
 from tests.ble.lab.ceremony import Ceremony
 from tests.ble.lab.guest import PATIENCE, Guest, running_as
 

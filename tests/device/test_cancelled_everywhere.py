@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from certificates import Certificate
 
-from headless_passkey.ceremony import Stage
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.tunnel_url import new_url
 from headless_passkey.net.tunnel import open_tunnel
 from headless_passkey.radio.bleak import BleakRadio
+from headless_passkey.stages import Stage
 from headless_passkey.webauthn.options import Credential
 from tests.companion.device import tunnel_service
 from tests.device.bluetooth import Bluetooth

@@ -18,16 +18,11 @@ from headless_passkey.ceremony import (
     LAST_PAUSE,
     MAX_ADVERTS,
     MAX_ATTEMPTS,
-    Ask,
     CeremonyResult,
-    Notified,
-    Progress,
     Settled,
-    Stage,
-    StageEvent,
-    Unconfirmed,
     run_ceremony,
 )
+from headless_passkey.delivery import Ask, Notified, Progress, Unconfirmed
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -50,6 +45,7 @@ from headless_passkey.phone_channel import PhoneChannel
 from headless_passkey.radio.source import Advert
 from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
+from headless_passkey.stages import Stage, StageEvent
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions

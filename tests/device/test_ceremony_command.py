@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from headless_passkey.ceremony import Stage, StageDetail, StageEvent
 from headless_passkey.command.ceremony import Ceremony
 from headless_passkey.command.cli import make_parser
 from headless_passkey.hybrid.fido_url import RequestKind
+from headless_passkey.stages import Stage, StageDetail, StageEvent
 
 SIGN_IN = ["sign-in", "--rp", "https://login.example", "--radio", "stdin"]
 

@@ -39,8 +39,9 @@ from hypothesis import strategies as st
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import SoftwarePhone, TunnelService, accept
 from companion_push.companion.software_key import Assertion, Registration, SoftwareKey
-from headless_passkey.ceremony import Ask, CeremonyResult, Stage, StageEvent, run_ceremony
+from headless_passkey.ceremony import CeremonyResult, run_ceremony
 from headless_passkey.ctap_device import MAX_PROBES, PhoneDevice
+from headless_passkey.delivery import Ask
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -66,6 +67,7 @@ from headless_passkey.hybrid.ctap2 import (
     User,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
+from headless_passkey.stages import Stage, StageEvent
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 from tests.companion.device import tunnel_service
 from tests.device.test_ceremony import Air, Carrier

@@ -14,7 +14,7 @@ from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RESUBMISSIONS, RelayClient, RequestStatus, ShownClaim
-from headless_passkey.ceremony import Ask, Progress, Unconfirmed
+from headless_passkey.delivery import Ask, Progress, Unconfirmed
 from headless_passkey.errors import (
     LocalProtocolError,
     NotApproved,

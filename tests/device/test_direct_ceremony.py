@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from certificates import Certificate
 
-from headless_passkey.ceremony import DIRECT_TIMEOUT, MAX_WAYS, CeremonyResult, Progress, Stage, StageEvent
+from headless_passkey.ceremony import DIRECT_TIMEOUT, MAX_WAYS, CeremonyResult
+from headless_passkey.delivery import Progress
 from headless_passkey.errors import NotApproved, TransportError, UsageError
 from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.data_channel import DataChannel
@@ -16,6 +17,7 @@ from headless_passkey.hybrid.eid import ADVERT_SIZE
 from headless_passkey.radio.pipe import PipeRadio
 from headless_passkey.radio.source import Advert
 from headless_passkey.request import DeviceEvent, RequestState
+from headless_passkey.stages import Stage, StageEvent
 from tests.companion.device import tunnel_service
 from tests.device.direct_air import DirectAir
 from tests.device.test_ceremony import (

@@ -16,13 +16,15 @@ from certificates import Certificate
 
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import SoftwarePhone, TunnelService, accept
-from headless_passkey.ceremony import Ask, CeremonyResult, Progress, Settled, Stage, StageEvent, run_ceremony
+from headless_passkey.ceremony import CeremonyResult, Settled, run_ceremony
 from headless_passkey.ctap_device import PhoneDevice
+from headless_passkey.delivery import Ask, Progress
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.radio.source import Advert
 from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.rp.users import PinnedUsers
+from headless_passkey.stages import Stage, StageEvent
 from headless_passkey.text.base64url import base64url
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions
 from tests.companion.device import tunnel_service

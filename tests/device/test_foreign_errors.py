@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from headless_passkey.ceremony import Ask, Notified, Progress, Stage, StageEvent, Unconfirmed
+from headless_passkey.delivery import Ask, Notified, Progress, Unconfirmed
 from headless_passkey.errors import TransportError
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.source import Advert
 from headless_passkey.request import DeviceEvent, RequestState
+from headless_passkey.stages import Stage, StageEvent
 from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.webauthn.options import Credential
 from tests.device.test_ceremony import (

@@ -18,14 +18,8 @@ from companion_push.companion.linked import LinkedWaiting
 from companion_push.companion.phone import Question, SoftwarePhone
 from companion_push.companion.software_key import ES256, SoftwareKey
 from headless_passkey import ceremony
-from headless_passkey.ceremony import (
-    LINKED_FIRST,
-    Ask,
-    CeremonyResult,
-    ForgottenLink,
-    Stage,
-    StageEvent,
-)
+from headless_passkey.ceremony import LINKED_FIRST, CeremonyResult, ForgottenLink
+from headless_passkey.delivery import Ask
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -46,6 +40,7 @@ from headless_passkey.hybrid.linking import LinkedPhone, LinkingInformation, Off
 from headless_passkey.phone_channel import LINK_TIMEOUT, MAX_UPDATES
 from headless_passkey.radio.source import Advert
 from headless_passkey.request import DeviceEvent
+from headless_passkey.stages import Stage, StageEvent
 from tests.companion.test_linked import serving
 from tests.device.test_ceremony import (
     DOMAIN,

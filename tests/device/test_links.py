@@ -16,8 +16,9 @@ from companion_push.relay.app import close_account, suspend_account
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.links import MAX_LINKS, AccountLinks, KeptLink, LinkStore
-from headless_passkey.ceremony import Ask, ForgottenLink
+from headless_passkey.ceremony import ForgottenLink
 from headless_passkey.command.cli import main
+from headless_passkey.delivery import Ask
 from headless_passkey.errors import SetupError, SetupReason, TransportError, UsageError
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.keys import CURVE, uncompressed

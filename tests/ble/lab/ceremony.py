@@ -12,11 +12,13 @@ from certificates import Certificate
 from companion_push.companion.advertiser.advertiser import Advertiser
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import SoftwarePhone, TunnelService, accept
-from headless_passkey.ceremony import Ask, CeremonyResult, Progress, Stage, StageEvent, run_ceremony
+from headless_passkey.ceremony import CeremonyResult, run_ceremony
+from headless_passkey.delivery import Ask, Progress
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.source import AdvertSource
 from headless_passkey.request import DeviceEvent, RequestState
+from headless_passkey.stages import Stage, StageEvent
 from headless_passkey.text.base64url import base64url
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 from tests.ble.lab.guest import PATIENCE
