@@ -26,7 +26,7 @@ from companion_push.relay.following import Following
 from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import Quota, Rate
 from companion_push.relay.redis_place import RedisPlace
-from companion_push.relay.store_place import StorePlace
+from companion_push.relay.store_place import PostgresUri, StorePlace
 from companion_push.relay.stores import open_store
 from companion_push.serving.connections import ConnectionLimits
 from companion_push.serving.http_server import Runner
@@ -322,7 +322,7 @@ async def running_relay(
     `RelayConfig`.
     """
     clock = Clock(ahead)
-    if states is None and place is None:
+    if states is None and (place is None or isinstance(place, PostgresUri)):
         states = states_of(store)
     listening = socket.create_server(("127.0.0.1", port))
     own_port = listening.getsockname()[1]

@@ -95,13 +95,14 @@ class RedisServer:
 class RedisCluster:
     """Three primaries, and a replica of each."""
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, engine: str, *, node_timeout: int = 1000) -> None:
+        """node_timeout: milliseconds after which a node that says nothing is replaced."""
         self.nodes = [
             RedisServer(
                 engine,
                 "cluster-enabled yes",
                 f"cluster-port {reserved_port()}",
-                "cluster-node-timeout 1000",
+                f"cluster-node-timeout {node_timeout}",
                 "cluster-replica-validity-factor 0",  # a replica takes over also soon after it was started
                 "repl-diskless-sync-delay 0",
             )
@@ -165,6 +166,29 @@ def _is_whole(node: RedisServer) -> bool:
     return in_step and b"cluster_state:ok" in node.do("CLUSTER", "INFO")
 
 
+# of servers that tests share
+ENGINES: Final = ("redis", "valkey", "redis-cluster", "valkey-cluster")
+
+
+def place(engine: str, *, prefix: str) -> RedisPlace:
+    """Where a shared server of the engine is, or a shared Cluster."""
+    name, _, is_cluster = engine.partition("-")
+    return (cluster if is_cluster else server)(name).place(prefix=prefix)
+
+
+def client(place: RedisPlace) -> "redis.Redis | redis.RedisCluster":
+    """Another program that reads and writes there; a context manager."""
+    host, port = place.hosts[0]
+    made: redis.Redis | redis.RedisCluster
+    made = redis.RedisCluster(host, port) if len(place.hosts) > 1 else redis.Redis(host, port)
+    return made
+
+
+def uri(place: RedisPlace) -> str:
+    """The place as the option ``--states`` has it."""
+    return f"{place}/?prefix={place.prefix}"
+
+
 @cache
 def server(engine: str) -> RedisServer:
     """The server of this process, which all tests share."""
@@ -175,6 +199,6 @@ def server(engine: str) -> RedisServer:
 
 @cache
 def cluster(engine: str) -> RedisCluster:
-    made = RedisCluster(engine)
+    made = RedisCluster(engine, node_timeout=60_000)  # a busy machine is no reason to replace one
     atexit.register(made.end)
     return made

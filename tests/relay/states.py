@@ -10,12 +10,12 @@ from types import ModuleType
 from typing import Any, Final
 
 import pytest
-import redis
 
 from companion_push.relay.account_state import decoded
 from companion_push.relay.account_states import SqlStates, States
 from companion_push.relay.mailbox import Notice, Request
 from companion_push.relay.transaction import Transaction
+from tests.relay import redis_servers
 from tests.relay.stores import place_of, query, states_of
 
 NOW: Final = 1_800_000_000
@@ -36,7 +36,7 @@ def stored_requests(store: Path) -> list[Request]:
         rows = query(place_of(store), "SELECT value FROM account_states ORDER BY account")
         values = [bytes(value) for (value,) in rows]
     else:
-        with redis.Redis(*place.hosts[0]) as client:
+        with redis_servers.client(place) as client:
             values = [client.get(key)[8:] for key in sorted(client.keys(f"{place.prefix}:*:v:*"))]
     return [request for value in values for request in decoded(value).requests]
 
@@ -45,7 +45,7 @@ def recipients_of_envelopes(store: Path) -> list[str]:
     """To whom the envelopes are that are stored."""
     if (place := states_of(store)) is None:
         return [recipient for (recipient,) in query(place_of(store), "SELECT recipient FROM envelopes")]
-    with redis.Redis(*place.hosts[0]) as client:
+    with redis_servers.client(place) as client:
         names = [name for key in client.keys(f"{place.prefix}:*:e:*") for name in client.hkeys(key)]
     return [name.decode().split()[-1] for name in names]
 

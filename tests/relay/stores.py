@@ -1,6 +1,6 @@
 """Where the stores of tests are: files, or with RELAY_TEST_STORE=postgresql databases of a private PostgreSQL.
 
-With RELAY_TEST_STATES=redis or valkey beside it, account states are in a private server of these.
+With RELAY_TEST_STATES=redis beside it, or another one of `redis_servers.ENGINES`, account states are in such servers.
 """
 
 import atexit
@@ -116,7 +116,7 @@ def states_of(path: Path) -> RedisPlace | None:
     """Where the account states are of a store at `path`; None: in the store."""
     if STATES is None:
         return None
-    return redis_servers.server(STATES).place(prefix=f"test-{sha256(str(path).encode()).hexdigest()[:16]}")
+    return redis_servers.place(STATES, prefix=f"test-{sha256(str(path).encode()).hexdigest()[:16]}")
 
 
 def query(place: StorePlace, statement: str) -> list[tuple[Any, ...]]:

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -27,14 +29,16 @@ from companion_push.relay.postgres import PostgresStore, open_postgres
 from companion_push.relay.postgres_nodes import MAX_PAYLOAD, PostgresProofs, payloads
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import STEP, Proof
+from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.store_place import PostgresUri
 from companion_push.relay.stores import open_store
 from companion_push.serving import webhook_client
 from tests.companion.program import Program, outcome, running
 from tests.ports import reserved_port
 from tests.push.recording import RecordingChannel
+from tests.relay import redis_servers
 from tests.relay.household import Caller, Clock, Household, Relay, fresh_id, running_relay
-from tests.relay.stores import ON_POSTGRES, postgres, query
+from tests.relay.stores import ON_POSTGRES, STATES, of_rows, postgres, query, states_of
 from tests.relay.test_notifying import registers
 from tests.relay.test_postgres import own_server
 from tests.trust.people import Person
@@ -45,6 +49,21 @@ NOW: Final = 1_800_000_000
 @pytest.fixture
 def place(tmp_path: Path) -> PostgresUri:
     return postgres().database_for(tmp_path)
+
+
+@pytest.fixture(params=[None, "redis", "redis-cluster"], ids=["in rows", "in Redis", "in a Cluster"])
+def states(request: pytest.FixtureRequest, tmp_path: Path) -> RedisPlace | None:
+    """Where account states are; None: in the database."""
+    if request.param is None:
+        return states_of(tmp_path)
+    if STATES is not None:
+        pytest.skip("all tests have their states there")
+    return redis_servers.place(request.param, prefix=f"test-{token_hex(8)}")
+
+
+def at_states(states: RedisPlace | None) -> tuple[str, ...]:
+    """Words of a program."""
+    return () if states is None else ("--states", redis_servers.uri(states))
 
 
 @dataclass
@@ -81,8 +100,8 @@ async def pair(place: PostgresUri, folder: Path, **settings: Any) -> AsyncIterat
 
 
 @pytest_asyncio.fixture
-async def two(place: PostgresUri, tmp_path: Path) -> AsyncIterator[Pair]:
-    async with pair(place, tmp_path) as opened:
+async def two(place: PostgresUri, tmp_path: Path, states: RedisPlace | None) -> AsyncIterator[Pair]:
+    async with pair(place, tmp_path, states=states) as opened:
         yield opened
 
 
@@ -155,21 +174,25 @@ async def test_a_device_learns_whether_a_companion_waits_at_another_relay(two: P
 
 @pytest.mark.threat("T3")
 async def test_of_two_claims_at_two_relays_one_stands(two: Pair) -> None:
+    """Each companion claims at both relays at once: its own claims are one."""
     anna, bert = two.companions
-    anna = at(two.first, anna)
     for _ in range(20):
         name = fresh_id()
         await two.frame.submit(anna, bert, name=name)
-        item = (await bert.inbox())[0]
-        words = [await each.claim(two.frame, name) for each in (anna, bert)]
-        replies = await asyncio.gather(
-            *(
-                each.act(two.frame, item["id"], "claimed", word=word)
-                for each, word in zip((anna, bert), words, strict=True)
-            )
+        words = {each.name: await each.claim(two.frame, name) for each in (anna, bert)}
+        claims = [
+            (each, at(relay, each).act(two.frame, name, "claimed", word=words[each.name]))
+            for each in (anna, bert)
+            for relay in (two.first, two.second)
+        ]
+        replies = await asyncio.gather(*(claim for _, claim in claims))
+        statuses = [(each.name, reply.status) for (each, _), reply in zip(claims, replies, strict=True)]
+        winner = next(
+            each
+            for each, (_, status) in zip((anna, anna, bert, bert), statuses, strict=True)
+            if status == 200
         )
-        assert sorted(reply.status for reply in replies) == [200, 409]
-        winner = (anna, bert)[[reply.status for reply in replies].index(200)]
+        assert Counter(statuses) == {(each.name, 200 if each is winner else 409): 2 for each in (anna, bert)}
         assert await two.frame.claimer(name) == winner.name
         await two.frame.tell(name, "completed")
 
@@ -381,6 +404,7 @@ async def test_who_waits_reads_again_when_a_relay_has_heard_nothing_for_a_while(
 # Claims
 
 
+@of_rows
 async def test_a_claim_lives_while_its_holder_calls_at_any_relay_and_is_seldom_written(
     place: PostgresUri, tmp_path: Path
 ) -> None:
@@ -650,6 +674,7 @@ async def test_a_relay_that_begins_when_nobody_has_served_blames_no_holder(
         assert await relay.caller(frame.person).claimer(name) == anna.name
 
 
+@of_rows
 async def test_after_the_database_was_away_for_long_no_holder_is_blamed(
     place: PostgresUri, tmp_path: Path
 ) -> None:
@@ -669,17 +694,26 @@ async def test_after_the_database_was_away_for_long_no_holder_is_blamed(
 
 
 async def test_a_relay_is_killed_and_who_it_held_goes_on_at_another(
-    place: PostgresUri, tmp_path: Path
+    place: PostgresUri, tmp_path: Path, states: RedisPlace | None
 ) -> None:
     url = f"http://127.0.0.1:{reserved_port()}"
-    words = ("relay", "--listen", "127.0.0.1:0", "--public-url", url, "--store", place.uri)
+    words = (
+        "relay",
+        "--listen",
+        "127.0.0.1:0",
+        "--public-url",
+        url,
+        "--store",
+        place.uri,
+        *at_states(states),
+    )
     async with running(*words) as one, running(*words) as other, aiohttp.ClientSession() as session:
         places = [await each.line() for each in (one, other)]
 
         def calls(person: Person, where: str) -> Caller:
             return Caller(person, session, url, Clock(), at=where)
 
-        async with running_relay(tmp_path, place=place, url=url) as third:
+        async with running_relay(tmp_path, place=place, url=url, states=states) as third:
             home = await third.household()
         anna, frame = home.companions[0].person, home.devices[0].person
         name = fresh_id()
@@ -796,16 +830,18 @@ async def working(place: PostgresUri, *more: str) -> AsyncIterator[Workers]:
         yield Workers(program, await program.line())
 
 
+@pytest.mark.parametrize("states", [None, "redis-cluster"], ids=["in rows", "in a Cluster"], indirect=True)
 async def test_workers_serve_as_one_relay_and_are_replaced_while_a_companion_waits(
-    place: PostgresUri, tmp_path: Path
+    place: PostgresUri, tmp_path: Path, states: RedisPlace | None
 ) -> None:
+    many = ("--requests-per-minute", "1000", "--requests-per-day", "1000")
     async with (
-        working(place, "--requests-per-minute", "1000", "--requests-per-day", "1000") as workers,
+        working(place, *many, *at_states(states)) as workers,
         aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True)  # so that each call may come to another one
         ) as session,
     ):
-        async with running_relay(tmp_path, place=place, url=workers.url) as beside:
+        async with running_relay(tmp_path, place=place, url=workers.url, states=states) as beside:
             home = await beside.household()
         anna, bert, frame = (
             Caller(each.person, session, workers.url, Clock()) for each in (*home.companions, *home.devices)

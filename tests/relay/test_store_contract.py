@@ -5,8 +5,9 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Final, TypeVar
@@ -31,7 +32,6 @@ from companion_push.relay.account_states import (
 from companion_push.relay.accounts import add_account
 from companion_push.relay.mailbox import GRACE, KEPT, CompanionEvent, Request
 from companion_push.relay.problems import Problem, Slug
-from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.redis_states import RedisStates, open_redis
 from companion_push.relay.store_place import StorePlace
 from companion_push.relay.stores import Store, open_store
@@ -141,40 +141,20 @@ async def memory(_folder: Path) -> AsyncIterator[Engine]:
 
 
 @asynccontextmanager
-async def redis_server(_folder: Path) -> AsyncIterator[Engine]:
-    async with in_redis(redis_servers.server("redis").place) as engine:
-        yield engine
-
-
-@asynccontextmanager
-async def valkey_server(_folder: Path) -> AsyncIterator[Engine]:
-    async with in_redis(redis_servers.server("valkey").place) as engine:
-        yield engine
-
-
-@asynccontextmanager
-async def redis_cluster(_folder: Path) -> AsyncIterator[Engine]:
-    async with in_redis(redis_servers.cluster("redis").place) as engine:
-        yield engine
-
-
-@asynccontextmanager
-async def in_redis(place: Callable[..., RedisPlace]) -> AsyncIterator[Engine]:
+async def in_redis(name: str, _folder: Path) -> AsyncIterator[Engine]:
     """Accounts that no other test has, in a server that others use too."""
-    mine = place(prefix=f"test-{token_hex(8)}")
+    mine = redis_servers.place(name, prefix=f"test-{token_hex(8)}")
     async with open_redis(mine) as one, open_redis(mine) as other:
         accounts = tuple(f"account {number}" for number in range(5))
         rounds = ROUNDS if ALL_ARE_NEEDED else ROUNDS // 10
         yield Engine((RedisNode(one), RedisNode(other)), accounts, rounds)
 
 
-ENGINES: Final = {
+ENGINES: Final[dict[str, Callable[[Path], AbstractAsyncContextManager[Engine]]]] = {
     "sqlite": sqlite,
     "postgresql": postgresql,
     "memory": memory,
-    "redis": redis_server,
-    "valkey": valkey_server,
-    "redis cluster": redis_cluster,
+    **{name: partial(in_redis, name) for name in redis_servers.ENGINES},
 }
 
 
