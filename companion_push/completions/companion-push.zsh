@@ -122,6 +122,8 @@ _shtab_companion_push_account_delete_options=(
   "--config[TOML file with these options in table \[account.delete\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--states[where what lives minutes is (requests, their envelopes, limits)\: Valkey or Redis 7 beside a store in PostgreSQL, redis\:\/\/\[USER\@\]HOST\[\:PORT\]\[,HOST...\], or rediss\:\/\/ for TLS, with \?ca\=FILE, cert\=FILE, key\=FILE\; default\: in the store]:URI:"
+  "--states-password[file of mode 0600 with the password for --states\; default\: that in REDISCLI_AUTH]:FILE:_files"
   ":what the account is called:"
 )
 
@@ -160,6 +162,8 @@ _shtab_companion_push_account_reset_options=(
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   "--relay[the relay\'s public URL]:URL:"
   "--valid-hours[how long the code is good for (default\: 24)]:N:"
+  "--states[where what lives minutes is (requests, their envelopes, limits)\: Valkey or Redis 7 beside a store in PostgreSQL, redis\:\/\/\[USER\@\]HOST\[\:PORT\]\[,HOST...\], or rediss\:\/\/ for TLS, with \?ca\=FILE, cert\=FILE, key\=FILE\; default\: in the store]:URI:"
+  "--states-password[file of mode 0600 with the password for --states\; default\: that in REDISCLI_AUTH]:FILE:_files"
   ":what the account is called:"
 )
 
@@ -520,7 +524,7 @@ _shtab_companion_push_relay_options=(
   "--metrics[serve \/metrics there, for Prometheus, over plain HTTP\; without it nowhere]:HOST:PORT:"
   "--public-url[what clients call it by\; default\: the base URL it listens on]:URL:"
   "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
-  "--states[keep what lives minutes (requests, their envelopes, limits) in Valkey or Redis 7 beside a store in PostgreSQL\: redis\:\/\/\[USER\@\]HOST\[\:PORT\]\[,HOST...\], or rediss\:\/\/ for TLS, with \?ca\=FILE, cert\=FILE, key\=FILE\; default\: in the store]:URI:"
+  "--states[where what lives minutes is (requests, their envelopes, limits)\: Valkey or Redis 7 beside a store in PostgreSQL, redis\:\/\/\[USER\@\]HOST\[\:PORT\]\[,HOST...\], or rediss\:\/\/ for TLS, with \?ca\=FILE, cert\=FILE, key\=FILE\; default\: in the store]:URI:"
   "--states-password[file of mode 0600 with the password for --states\; default\: that in REDISCLI_AUTH]:FILE:_files"
   "--store-direct[the database\'s server itself, to listen to, where PgBouncer in transaction mode is at --store]:URL:"
   "--workers[processes that serve together, on PostgreSQL only, with the limits of connections and addresses shared out among them and metrics at a port of each from that of --metrics on\; SIGUSR1 replaces them one by one\; default\: 1]:N:"
@@ -571,7 +575,7 @@ _shtab_companion_push_store_defaults_added=0
 _shtab_companion_push_store_check_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
-  "--states[keep what lives minutes (requests, their envelopes, limits) in Valkey or Redis 7 beside a store in PostgreSQL\: redis\:\/\/\[USER\@\]HOST\[\:PORT\]\[,HOST...\], or rediss\:\/\/ for TLS, with \?ca\=FILE, cert\=FILE, key\=FILE\; default\: in the store]:URI:"
+  "--states[where what lives minutes is (requests, their envelopes, limits)\: Valkey or Redis 7 beside a store in PostgreSQL, redis\:\/\/\[USER\@\]HOST\[\:PORT\]\[,HOST...\], or rediss\:\/\/ for TLS, with \?ca\=FILE, cert\=FILE, key\=FILE\; default\: in the store]:URI:"
   "--states-password[file of mode 0600 with the password for --states\; default\: that in REDISCLI_AUTH]:FILE:_files"
   "--config[TOML file with these options in table \[store.check\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"

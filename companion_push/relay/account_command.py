@@ -1,11 +1,14 @@
 """``companion-push account``: the built-in account system, at its simplest."""
 
 import argparse
+import contextlib
 import time
-from typing import Any, Final
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final
 
-from companion_push.relay.store_command import add_store
-from companion_push.relay.stores import open_store
+from companion_push.errors import StoreUnavailable
+from companion_push.relay.store_command import add_states, add_store, states_place
+from companion_push.relay.stores import Store, open_store
 from companion_push.relay.transaction import Transaction
 from headless_passkey.command.command_line import (
     SettingsParser,
@@ -20,6 +23,9 @@ from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.text.names import printable
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.text_form import check_relay_url
+
+if TYPE_CHECKING:
+    from companion_push.relay.account_states import StateStore
 
 _HOUR: Final = 3600
 
@@ -53,6 +59,7 @@ def add_parser(subparsers: Any) -> None:
         example("companion-push account reset alice --relay https://push.example"),
     )
     _code_options(reset)
+    add_states(reset)
     reset.set_defaults(main=_reset)
     delete = _action(
         actions,
@@ -61,6 +68,7 @@ def add_parser(subparsers: Any) -> None:
         "Close an account for good. Its companions and devices are told so. The relay may be running.",
         example("companion-push account delete alice"),
     )
+    add_states(delete)
     delete.set_defaults(main=_delete)
     poll_only = _action(
         actions,
@@ -117,20 +125,22 @@ async def _add(args: argparse.Namespace) -> None:
 
 
 async def _reset(args: argparse.Namespace) -> None:
-    from companion_push.relay.accounts import close_account  # noqa: PLC0415  --help needs none of this
+    from companion_push.relay.accounts import close_account, named  # noqa: PLC0415  --help needs none of this
 
     relay_url, now = _relay_url(args), time.time()
 
-    def reset(db: Transaction) -> tuple[str, bytes] | None:
-        if close_account(db, name=args.name, now=now) is None:
+    def reset(db: Transaction) -> tuple[str, tuple[str, bytes] | None]:
+        account = named(db, args.name)
+        if account is None or close_account(db, name=args.name, now=now) is None:
             raise _unknown()
-        return _added(db, args, now)
+        return account, _added(db, args, now)
 
-    async with open_store(args.store) as database:
-        added = await database.transact(reset)
-    if added is None:
-        raise LocalProtocolError("a closed account still has its name")
-    _print_code(relay_url, args.name, *added)
+    async with open_store(args.store) as database, _opened_states(args) as states:
+        closed, added = await database.transact(reset)
+        if added is None:
+            raise LocalProtocolError("a closed account still has its name")
+        _print_code(relay_url, args.name, *added)
+        await _settle(args, database, states, closed)
     said = (
         f"the account's id is now {added[0]}; the one before is closed: its companions and devices are told so, and join "
         "again by invitation"
@@ -139,14 +149,59 @@ async def _reset(args: argparse.Namespace) -> None:
 
 
 async def _delete(args: argparse.Namespace) -> None:
-    from companion_push.relay.accounts import close_account  # noqa: PLC0415  --help needs none of this
+    from companion_push.relay.accounts import close_account, named  # noqa: PLC0415  --help needs none of this
 
-    async with open_store(args.store) as database:
-        told = await database.transact(lambda db: close_account(db, name=args.name, now=time.time()))
-    if told is None:
-        raise _unknown()
+    def delete(db: Transaction) -> tuple[str, frozenset[str]]:
+        account, told = named(db, args.name), close_account(db, name=args.name, now=time.time())
+        if account is None or told is None:
+            raise _unknown()
+        return account, told
+
+    async with open_store(args.store) as database, _opened_states(args) as states:
+        closed, told = await database.transact(delete)
+        await _settle(args, database, states, closed)
     said = f"the account is closed, and {len(told)} members and newcomers are told so"
     say(args, said, stage="deleted", told=len(told))
+
+
+@contextlib.asynccontextmanager
+async def _opened_states(args: argparse.Namespace) -> "AsyncIterator[StateStore | None]":
+    """Open the account states beside the database; None where they are in the store."""
+    place = states_place(args)
+    if place is None:
+        yield None
+        return
+    from companion_push.relay.redis_states import open_redis  # noqa: PLC0415  it needs an extra
+
+    async with open_redis(place) as states:
+        yield states
+
+
+async def _settle(
+    args: argparse.Namespace, database: Store, states: "StateStore | None", account: str
+) -> None:
+    """Erase what waits for a closed account in the states beside the database, as a relay does when it closes one."""
+    if states is None:
+        return
+    from companion_push.relay import accounts, operations  # noqa: PLC0415  --help needs none of this
+    from companion_push.relay.account_states import Beside, States, Tries  # noqa: PLC0415
+    from companion_push.relay.mailbox import LEASE, LeasesInRecords  # noqa: PLC0415
+
+    tries = Tries()
+
+    def work(db: Transaction) -> None:
+        now = database.time_of(db)
+        mine = States(states, now, beside=Beside(lambda each: accounts.authority(db, each), tries))
+        operations.settle(account)(
+            operations.Call(db=db, caller="", now=now, leases=LeasesInRecords(LEASE), states=mine)
+        )
+        mine.store()
+
+    try:
+        await database.transact(work)
+    except StoreUnavailable as error:
+        said = f"{error}: a running relay erases what waited for the account in some minutes"
+        say(args, f"warning: {said}", stage="warning")
 
 
 async def _poll_only(args: argparse.Namespace) -> None:

@@ -70,7 +70,7 @@ def add_states(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--states",
         metavar="URI",
-        help="keep what lives minutes (requests, their envelopes, limits) in Valkey or Redis 7 beside a store in PostgreSQL: "
+        help="where what lives minutes is (requests, their envelopes, limits): Valkey or Redis 7 beside a store in PostgreSQL, "
         "redis://[USER@]HOST[:PORT][,HOST...], or rediss:// for TLS, with ?ca=FILE, cert=FILE, key=FILE; default: in the store",
     )
     parser.add_argument(

@@ -13,12 +13,12 @@ from secrets import token_hex
 from typing import Any, Final
 
 import pytest
-import redis
 from psycopg.errors import SerializationFailure
 
+from companion_push.cli import make_parser
 from companion_push.errors import StoreUnavailable
 from companion_push.push.channel import Kind
-from companion_push.relay import accounts
+from companion_push.relay import accounts, redis_states
 from companion_push.relay.account_state import AccountState, decoded
 from companion_push.relay.account_states import States
 from companion_push.relay.app import RELAY, RelayEndpoints, close_account, suspend_account
@@ -28,10 +28,12 @@ from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import UsageError
 from headless_passkey.text.base64url import base64url
+from headless_passkey.trust.account_code import AccountCode
+from tests.programs import run
 from tests.push.recording import RecordingChannel
 from tests.relay import redis_servers
 from tests.relay.household import NO_LIMITS, Caller, Household, Relay, fresh_id, rates, running_relay
-from tests.relay.stores import postgres, query
+from tests.relay.stores import STATES, postgres, query
 from tests.relay.test_notifying import registers, token
 from tests.trust.people import grow
 
@@ -54,14 +56,14 @@ class House:
 
     def state(self, account: str | None = None) -> AccountState | None:
         """The state of an account, as another program reads it."""
-        with redis.Redis(*self.states.hosts[0]) as client:
+        with redis_servers.client(self.states) as client:
             (key,) = client.keys(f"{self.states.prefix}:*:v:{account or self.home.account}") or [b""]
             value = client.get(key)
         return None if value is None else decoded(value[8:])
 
     def envelopes(self) -> list[str]:
         """To whom the envelopes are."""
-        with redis.Redis(*self.states.hosts[0]) as client:
+        with redis_servers.client(self.states) as client:
             keys = client.keys(f"{self.states.prefix}:*:e:*")
             return sorted(name.decode().split()[-1] for key in keys for name in client.hkeys(key))
 
@@ -69,7 +71,7 @@ class House:
 @asynccontextmanager
 async def a_house(folder: Path, states: RedisPlace | None = None, **settings: Any) -> AsyncIterator[House]:
     place = postgres().database_for(folder)
-    states = states or redis_servers.server("redis").place(prefix=f"test-{token_hex(8)}")
+    states = states or redis_servers.place(STATES or "redis", prefix=f"test-{token_hex(8)}")
     fcm = RecordingChannel(Kind.FCM)
     async with running_relay(folder, place=place, states=states, channels=[fcm], **settings) as relay:
         yield House(relay, fcm, await relay.household(), states)
@@ -209,7 +211,7 @@ async def test_a_removed_device_whose_call_began_before_cannot_submit_after_the_
     """The account has no state before."""
     async with a_house(tmp_path) as house:
         anna, bert, frame = house.people
-        with redis.Redis(*house.states.hosts[0]) as client:
+        with redis_servers.client(house.states) as client:
             client.delete(*client.keys(f"{house.states.prefix}:*"))
         began_before(monkeypatch, frame, lambda: house.home.append(anna.person, bert.person))
         assert (await frame.submit(anna, bert)).problem == "not-found"
@@ -359,6 +361,73 @@ async def test_of_an_account_that_is_closed_no_envelope_is_left(tmp_path: Path) 
         assert house.envelopes() == []
 
 
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize("command", ["delete", "reset"])
+async def test_a_command_beside_the_relay_closes_an_account_and_erases_what_waits_for_it(
+    tmp_path: Path, command: str
+) -> None:
+    async with a_house(tmp_path) as house:
+        anna, bert, frame = house.people
+        await frame.submit(anna, bert)
+        status, said = await of_account(command, tmp_path, house.states)
+        assert status == 0, said
+        assert house.envelopes() == []
+        state = house.state()
+        assert state is None or not any(each.live for each in state.requests)
+        assert (await anna.get("/v1/inbox")).problem == "account-closed"
+
+
+async def test_a_command_closes_nothing_where_the_states_do_not_answer(tmp_path: Path) -> None:
+    server = redis_servers.RedisServer("redis")
+    server.end()
+    async with a_house(tmp_path) as house:
+        anna, _, _ = house.people
+        status, said = await of_account("delete", tmp_path, server.place())
+        assert (status, "do not answer" in said) == (4, True)
+        assert (await anna.get("/v1/ring")).status == 200
+
+
+async def test_a_command_whose_states_are_gone_in_the_middle_has_closed_the_account_and_says_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with a_house(tmp_path) as house:
+        anna, _, frame = house.people
+        await frame.submit(anna)
+        monkeypatch.setattr(redis_states, "open_redis", away_after_opening)
+        words = of_account_words("reset", tmp_path, house.states)
+        args = make_parser("account").parse_args(words)
+        await args.main(args)
+        shown = capsys.readouterr()
+        assert AccountCode.parse(shown.out.strip()).account_name == "alice"
+        assert "warning: it is away: a running relay erases" in shown.err
+        assert (await anna.get("/v1/inbox")).problem == "account-closed"
+        assert house.envelopes() == [anna.name]
+        house.relay.clock.ahead += 300
+        await house.relay.app[RELAY].run("", sweep(None))
+        assert house.envelopes() == []
+
+
+@asynccontextmanager
+async def away_after_opening(_place: RedisPlace) -> AsyncIterator[object]:
+    class Away:
+        def load(self, *_: object) -> None:
+            raise StoreUnavailable("it is away")
+
+    yield Away()
+
+
+async def of_account(command: str, folder: Path, states: RedisPlace) -> tuple[int, str]:
+    """Exit status, and what `companion-push account COMMAND alice` has said."""
+    status, _, said = await run("companion_push", *of_account_words(command, folder, states))
+    return status, said
+
+
+def of_account_words(command: str, folder: Path, states: RedisPlace) -> list[str]:
+    words = ["account", command, "alice", "--store", str(postgres().database_for(folder))]
+    words += ["--states", redis_servers.uri(states)]
+    return words if command == "delete" else [*words, "--relay", "https://push.example"]
+
+
 async def test_the_sweep_settles_what_a_command_beside_the_relay_has_closed(tmp_path: Path) -> None:
     async with a_house(tmp_path) as house:
         anna, _, frame = house.people
@@ -389,7 +458,7 @@ async def test_what_has_ended_is_forgotten_and_so_is_the_list_of_it(tmp_path: Pa
         await frame.submit(anna)
         house.relay.clock.ahead += 100_000
         await house.relay.app[RELAY].run("", sweep(None))
-        with redis.Redis(*house.states.hosts[0]) as client:
+        with redis_servers.client(house.states) as client:
             assert client.keys(f"{house.states.prefix}:*") == []
 
 
@@ -428,7 +497,7 @@ async def test_what_was_lost_with_the_server_is_there_again_when_the_device_subm
         anna, _, frame = house.people
         name = fresh_id()
         await frame.submit(anna, name=name)
-        with redis.Redis(*house.states.hosts[0]) as client:
+        with redis_servers.client(house.states) as client:
             client.delete(*client.keys(f"{house.states.prefix}:*"))
         assert (await frame.get(f"/v1/requests/{name}")).problem == "not-found"
         assert (await frame.submit(anna, name=name)).status == 201
