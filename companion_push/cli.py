@@ -36,7 +36,7 @@ PROGRAMS: Final = {
     "store": Program(
         module="companion_push.relay.store_command",
         extra="push",
-        help="check a relay's store, and copy it to another place",
+        help="check, migrate or copy a relay's store",
     ),
     "push": Program(
         module="companion_push.push_command",

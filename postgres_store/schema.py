@@ -32,13 +32,34 @@ def migrate(
     steps: statements, written for SQLite. table: that of the number; a database may be of several programs. Raises
     `Errors.incompatible` for a server or a store of another version, `Errors.unusable` where a step fails.
     """
-    if connection.info.server_version < OLDEST:
-        raise errors.incompatible("the server is older than PostgreSQL 15")
+    # whoever only uses a database that is up to date needs not be allowed to change it
+    if version_of(connection, table=table, newest=len(steps), errors=errors) == len(steps):
+        return
     try:
         while _step(connection, steps, table, errors):
             pass
     except psycopg.Error as error:
         raise errors.unusable(f"the database cannot be used: {said(error)}") from error
+
+
+def version_of(connection: "psycopg.Connection[Any]", *, table: str, newest: int, errors: Errors) -> int:
+    """The number of the last step that was made; 0 of a database that is no store yet. It changes nothing. Raises as `migrate`."""
+    if connection.info.server_version < OLDEST:
+        raise errors.incompatible("the server is older than PostgreSQL 15")
+    try:
+        with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+            found = cursor.execute("SELECT to_regclass(%s)", (table,)).fetchone()
+            version = 0 if found is None or found[0] is None else _version(cursor, table)
+    except psycopg.Error as error:
+        raise errors.unusable(f"the database cannot be used: {said(error)}") from error
+    if version > newest:
+        raise errors.incompatible("the store was made by a newer version of this program")
+    return version
+
+
+def _version(cursor: "psycopg.Cursor[Any]", table: str) -> int:
+    row = cursor.execute(sql.SQL("SELECT version FROM {}").format(sql.Identifier(table))).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def _step(
@@ -49,20 +70,19 @@ def _step(
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
         cursor.execute(sql.SQL("CREATE TABLE IF NOT EXISTS {} (version BIGINT NOT NULL)").format(number))
-        row = cursor.execute(sql.SQL("SELECT version FROM {}").format(number)).fetchone()
-        version = 0 if row is None else int(row[0])
+        version = _version(cursor, table)
         if version > len(steps):
             raise errors.incompatible("the store was made by a newer version of this program")
         if version == len(steps):
             return False
         for statement in steps[version]:
-            cursor.execute(_schema(statement))
+            cursor.execute(translated(statement))
         cursor.execute(sql.SQL("DELETE FROM {}").format(number))
         cursor.execute(sql.SQL("INSERT INTO {} VALUES (%s)").format(number), (version + 1,))
         return True
 
 
-def _schema(statement: str) -> Any:
+def translated(statement: str) -> Any:
     """A statement that makes a table or an index, as PostgreSQL takes it."""
     for ours, theirs in _TYPES:
         statement = re.sub(ours, theirs, statement)

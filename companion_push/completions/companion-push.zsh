@@ -17,7 +17,7 @@ _shtab_companion_push_commands() {
     phone:'A phone in software: serves one FIDO URL, or the devices that it is linked with, with passkeys in a file, for demonstrations and tests, or with a security key. With --radio stdout it prints its advert, one line every half second.'
     push:'make and check what the relay needs to push, and test it'
     relay:'Carry sealed requests from devices to companions, and open none. The first line on stdout is the base URL it listens on.'
-    store:'check a relay'"'"'s store, and copy it to another place'
+    store:'check, migrate or copy a relay'"'"'s store'
     tunnel-service:'The hybrid transport'"'"'s tunnel service: pairs two websockets and carries what they say, unread.'
   )
   _describe 'companion-push commands' _commands
@@ -83,6 +83,7 @@ _shtab_companion_push_store_commands() {
   local _commands=(
     check:'Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows each table has. The relay may be running.'
     copy:'Copy all of a store into an empty one, or nothing: a copy that is broken off can be begun again. No relay may be running on either. The old store stays as it was: start no relay with it any more.'
+    migrate:'Bring a store to the newest schema, as the first start of a newer relay does; no relay may be running on it. With --dry-run, print the statements that are missing, and change nothing.'
   )
   _describe 'companion-push store commands' _commands
 }
@@ -597,6 +598,18 @@ _shtab_companion_push_store_copy_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_companion_push_store_copy_defaults_added=0
 
+_shtab_companion_push_store_migrate_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
+  "--dry-run[only print what would be done]"
+  "--config[TOML file with these options in table \[store.migrate\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_store_migrate_defaults_added=0
+
 _shtab_companion_push_tunnel_service_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[TOML file with these options in table \[tunnel-service\]]:FILE:_files"
@@ -818,6 +831,7 @@ _shtab_companion_push_store() {
       case $line[1] in
         check) _arguments -C -s $_shtab_companion_push_store_check_options ;;
         copy) _arguments -C -s $_shtab_companion_push_store_copy_options ;;
+        migrate) _arguments -C -s $_shtab_companion_push_store_migrate_options ;;
       esac
   esac
 }

@@ -245,6 +245,19 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
             await to_its_end(asyncio.to_thread(database._close))  # noqa: SLF001
 
 
+def version_of(path: Path) -> int:
+    """The number of the last step of the schema that was made in a file; 0 of an empty one. It changes nothing.
+
+    Raises as `open_database`.
+    """
+    with _translated(path):
+        _make_private_file(path)
+        connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+        with contextlib.closing(connection):
+            _check_kind(connection)
+            return _version(connection)
+
+
 @contextlib.contextmanager
 def sole_user(path: Path) -> Iterator[None]:
     """Lock the store for one relay: two on one file would not wake each other's held requests.
@@ -367,12 +380,18 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _migrate(connection: sqlite3.Connection) -> None:
     """Migrate the file to the newest schema: each step is one transaction, and stores its number."""
-    _transaction(connection, _check_ours)
+    _transaction(connection, _make_ours)
     while _version(connection) < len(MIGRATIONS):
         _transaction(connection, _step)
 
 
-def _check_ours(connection: sqlite3.Connection) -> None:
+def _make_ours(connection: sqlite3.Connection) -> None:
+    _check_kind(connection)
+    connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+
+
+def _check_kind(connection: sqlite3.Connection) -> None:
+    """Refuse a database that is no store of this version."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if application == _EARLIER_ID:
@@ -386,7 +405,6 @@ def _check_ours(connection: sqlite3.Connection) -> None:
         raise StoreUnusable(
             "the store was made by a newer version of this program", reason=SetupReason.STATE_INCOMPATIBLE
         )
-    connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
 
 
 def _version(connection: sqlite3.Connection) -> int:
@@ -397,9 +415,14 @@ def _version(connection: sqlite3.Connection) -> int:
 def _step(connection: sqlite3.Connection) -> None:
     version = _version(connection)
     if version < len(MIGRATIONS):  # another process may have migrated it meanwhile
-        for statement in MIGRATIONS[version].split(";\n"):
+        for statement in statements(MIGRATIONS[version]):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version={version + 1}")
+
+
+def statements(step: str) -> list[str]:
+    """The statements of a step of the schema."""
+    return [each for each in step.split(";\n") if each.strip()]
 
 
 MIGRATIONS: Final = (

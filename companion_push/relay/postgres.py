@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
-from companion_push.relay.database import MIGRATIONS
+from companion_push.relay.database import MIGRATIONS, statements
 from companion_push.relay.store_place import PostgresUri
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import SetupReason
@@ -33,6 +33,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from companion_push.relay.postgres_nodes import PostgresNodes
 
+_VERSION: Final = "headless_passkey_relay"  # the table of its number
 _LOCK: Final = 0x68704B32_72656C79  # "hpK2rely": the advisory lock of relays, which share it
 
 # tables that only several processes need, and only PostgreSQL has
@@ -179,9 +180,9 @@ async def open_postgres(
     """
     store = PostgresStore(place)
     try:
-        await store.in_thread(store.open)
         if alone:
             await store.in_thread(store.lock)
+        await store.in_thread(store.open)
         async with store.shared() if serves else contextlib.nullcontext():
             yield store
     finally:
@@ -190,6 +191,17 @@ async def open_postgres(
 
 def migrate(connection: "psycopg.Connection[Any]") -> None:
     """Migrate the database to the newest schema."""
-    steps = [text.split(";\n") for text in MIGRATIONS]
-    steps[0] += TABLES
-    schema.migrate(connection, steps, table="headless_passkey_relay", errors=_ERRORS)
+    schema.migrate(connection, _steps(), table=_VERSION, errors=_ERRORS)
+
+
+def planned(place: PostgresUri) -> tuple[int, list[list[str]]]:
+    """The number of the last step of the schema that was made, and the statements of each that is missing. It changes nothing."""
+    steps = _steps()
+    with contextlib.closing(PostgresStore(place)) as store, store.connected() as connection:
+        version = schema.version_of(connection, table=_VERSION, newest=len(steps), errors=_ERRORS)
+    return version, [[schema.translated(each) for each in step] for step in steps[version:]]
+
+
+def _steps() -> list[list[str]]:
+    steps = [statements(step) for step in MIGRATIONS]
+    return [[*steps[0], *TABLES], *steps[1:]]

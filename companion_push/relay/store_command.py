@@ -1,4 +1,4 @@
-"""``companion-push store``: checks a relay's store, and copies it to another place."""
+"""``companion-push store``: checks a relay's store, migrates it, and copies it to another place."""
 
 import argparse
 import asyncio
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Add ``store`` and its commands to the programs of ``companion-push``."""
-    store = subparsers.add_parser("store", help="check a relay's store, and copy it to another place")
+    store = subparsers.add_parser("store", help="check, migrate or copy a relay's store")
     actions = store.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=SettingsParser
     )
@@ -37,6 +37,20 @@ def add_parser(subparsers: Any) -> None:
     add_states(check)
     add_settings(check, section="store.check", environment="COMPANION_PUSH_STORE_CHECK")
     check.set_defaults(main=_check)
+    migrate = actions.add_parser(
+        "migrate",
+        help="bring a store to the newest schema",
+        description="Bring a store to the newest schema, as the first start of a newer relay does; no relay may be running on it. "
+        "With --dry-run, print the statements that are missing, and change nothing.",
+        epilog=example(
+            "companion-push store migrate --dry-run \\",
+            "    --store postgresql://relay@db.example/relay",
+        ),
+    )
+    add_store(migrate, "--store", "the store")
+    migrate.add_argument("--dry-run", action="store_true", help="only print what would be done")
+    add_settings(migrate, section="store.migrate", environment="COMPANION_PUSH_STORE_MIGRATE")
+    migrate.set_defaults(main=_migrate)
     copy = actions.add_parser(
         "copy",
         help="copy a store into an empty one",
@@ -127,6 +141,29 @@ def _tell(args: argparse.Namespace, found: "Checked | Looked") -> None:
     for warning in found.warnings:
         say(args, f"warning: {warning}", stage="warning")
     say(args, f"{found.engine}: well", stage="checked", engine=found.engine)
+
+
+async def _migrate(args: argparse.Namespace) -> None:
+    from companion_push.relay.store_migration import planned  # noqa: PLC0415  --help needs none of this
+
+    _expect(args.store)
+    plan = await planned(args.store)
+    details = {"version": plan.version, "newest": plan.newest}
+    if not plan.steps:
+        say(args, f"the store has the newest schema, version {plan.version}", stage="migrated", **details)
+        return
+    if args.dry_run:
+        for number, step in enumerate(plan.steps, plan.version + 1):
+            out(f"-- step {number}")
+            for statement in step:
+                out(f"{statement};")
+        said = f"the store has version {plan.version} of the schema, and would be brought to version {plan.newest}"
+        say(args, said, stage="planned", **details)
+        return
+    async with open_store(args.store, alone=True):
+        pass  # that is all it takes
+    said = f"the store is brought from version {plan.version} of the schema to version {plan.newest}"
+    say(args, said, stage="migrated", **details)
 
 
 async def _copy(args: argparse.Namespace) -> None:
