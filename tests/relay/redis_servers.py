@@ -184,6 +184,11 @@ def client(place: RedisPlace) -> "redis.Redis | redis.RedisCluster":
     return made
 
 
+def keys(asking: Any, pattern: str) -> list[bytes]:
+    """The keys that are there, of all nodes, in order."""
+    return sorted(set(asking.scan_iter(match=pattern, count=1000)))
+
+
 def uri(place: RedisPlace) -> str:
     """The place as the option ``--states`` has it."""
     return f"{place}/?prefix={place.prefix}"

@@ -37,7 +37,7 @@ def stored_requests(store: Path) -> list[Request]:
         values = [bytes(value) for (value,) in rows]
     else:
         with redis_servers.client(place) as client:
-            values = [client.get(key)[8:] for key in sorted(client.keys(f"{place.prefix}:*:v:*"))]
+            values = [client.get(key)[8:] for key in redis_servers.keys(client, f"{place.prefix}:*:v:*")]
     return [request for value in values for request in decoded(value).requests]
 
 
@@ -46,7 +46,9 @@ def recipients_of_envelopes(store: Path) -> list[str]:
     if (place := states_of(store)) is None:
         return [recipient for (recipient,) in query(place_of(store), "SELECT recipient FROM envelopes")]
     with redis_servers.client(place) as client:
-        names = [name for key in client.keys(f"{place.prefix}:*:e:*") for name in client.hkeys(key)]
+        names = [
+            name for key in redis_servers.keys(client, f"{place.prefix}:*:e:*") for name in client.hkeys(key)
+        ]
     return [name.decode().split()[-1] for name in names]
 
 

@@ -24,7 +24,7 @@ from tests.ports import reserved_port
 from tests.relay import redis_servers
 
 ON_POSTGRES: Final = os.environ.get("RELAY_TEST_STORE") == "postgresql"
-STATES: Final = os.environ.get("RELAY_TEST_STATES")
+STATES: Final = os.environ.get("RELAY_TEST_STATES") or None
 # of what looks at account states in the store
 of_rows = pytest.mark.skipif(STATES is not None, reason="account states are not in the store")
 # of what only a file can suffer

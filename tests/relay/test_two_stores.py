@@ -57,14 +57,16 @@ class House:
     def state(self, account: str | None = None) -> AccountState | None:
         """The state of an account, as another program reads it."""
         with redis_servers.client(self.states) as client:
-            (key,) = client.keys(f"{self.states.prefix}:*:v:{account or self.home.account}") or [b""]
+            (key,) = redis_servers.keys(
+                client, f"{self.states.prefix}:*:v:{account or self.home.account}"
+            ) or [b""]
             value = client.get(key)
         return None if value is None else decoded(value[8:])
 
     def envelopes(self) -> list[str]:
         """To whom the envelopes are."""
         with redis_servers.client(self.states) as client:
-            keys = client.keys(f"{self.states.prefix}:*:e:*")
+            keys = redis_servers.keys(client, f"{self.states.prefix}:*:e:*")
             return sorted(name.decode().split()[-1] for key in keys for name in client.hkeys(key))
 
 
@@ -212,7 +214,7 @@ async def test_a_removed_device_whose_call_began_before_cannot_submit_after_the_
     async with a_house(tmp_path) as house:
         anna, bert, frame = house.people
         with redis_servers.client(house.states) as client:
-            client.delete(*client.keys(f"{house.states.prefix}:*"))
+            client.delete(*redis_servers.keys(client, f"{house.states.prefix}:*"))
         began_before(monkeypatch, frame, lambda: house.home.append(anna.person, bert.person))
         assert (await frame.submit(anna, bert)).problem == "not-found"
         assert await anna.inbox() == []
@@ -459,7 +461,7 @@ async def test_what_has_ended_is_forgotten_and_so_is_the_list_of_it(tmp_path: Pa
         house.relay.clock.ahead += 100_000
         await house.relay.app[RELAY].run("", sweep(None))
         with redis_servers.client(house.states) as client:
-            assert client.keys(f"{house.states.prefix}:*") == []
+            assert redis_servers.keys(client, f"{house.states.prefix}:*") == []
 
 
 # A server that is away
@@ -498,7 +500,7 @@ async def test_what_was_lost_with_the_server_is_there_again_when_the_device_subm
         name = fresh_id()
         await frame.submit(anna, name=name)
         with redis_servers.client(house.states) as client:
-            client.delete(*client.keys(f"{house.states.prefix}:*"))
+            client.delete(*redis_servers.keys(client, f"{house.states.prefix}:*"))
         assert (await frame.get(f"/v1/requests/{name}")).problem == "not-found"
         assert (await frame.submit(anna, name=name)).status == 201
         assert [item["id"] for item in await anna.inbox()] == [name]
