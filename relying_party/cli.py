@@ -377,7 +377,7 @@ def _parsers() -> tuple[_Parser, dict[Command, _Parser]]:
         choices=("debug", "info", "warning", "error"),
         help="default: warning",
     )
-    check, copy = _add_store(commands)
+    actions = _add_store(commands)
     completion = commands.add_parser(
         "completion",
         help="print the script that lets a shell complete this command line",
@@ -388,14 +388,12 @@ def _parsers() -> tuple[_Parser, dict[Command, _Parser]]:
     )
     completion.add_argument("shell", choices=SHELLS, help="the shell that reads the script")
     completion.set_defaults(json=False, log_level="warning", log_format="text")
-    return parser, {SERVE: serve, ("store", "check"): check, ("store", "copy"): copy}
+    return parser, {SERVE: serve, **{("store", name): action for name, action in actions.items()}}
 
 
-def _add_store(commands: Any) -> tuple[_Parser, _Parser]:
-    """Add ``store`` and its commands, check and copy."""
-    store = commands.add_parser(
-        "store", help="check a store, and copy it to another place", allow_abbrev=False
-    )
+def _add_store(commands: Any) -> dict[str, _Parser]:
+    """Add ``store`` and its commands; returns their parsers by name."""
+    store = commands.add_parser("store", help="check, migrate or copy a store", allow_abbrev=False)
     actions = store.add_subparsers(metavar="COMMAND", required=True)
     check: _Parser = actions.add_parser(
         "check",
@@ -406,6 +404,16 @@ def _add_store(commands: Any) -> tuple[_Parser, _Parser]:
         f"Every option can be set as {ENVIRONMENT}STORE_CHECK_OPTION too.",
         allow_abbrev=False,
     )
+    migrate: _Parser = actions.add_parser(
+        "migrate",
+        help="bring a store to the newest schema",
+        description="Bring a store to the newest schema, as the first start of a newer version does; no relying party may be"
+        " running on it. With --dry-run, print the statements that are missing, and change nothing.",
+        epilog="Example:\n  relying-party store migrate --dry-run \\\n      --store postgresql://passkeys@db.example/passkeys\n\n"
+        f"Every option can be set as {ENVIRONMENT}STORE_MIGRATE_OPTION too.",
+        allow_abbrev=False,
+    )
+    migrate.add_argument("--dry-run", action="store_true", help="only print what would be done")
     copy: _Parser = actions.add_parser(
         "copy",
         help="copy a store into an empty one",
@@ -416,7 +424,9 @@ def _add_store(commands: Any) -> tuple[_Parser, _Parser]:
         f"Every option can be set as {ENVIRONMENT}STORE_COPY_OPTION too.",
         allow_abbrev=False,
     )
-    for action, parser, what in (("check", check, "the store"), ("copy", copy, "the store to copy")):
+    found = {"check": check, "migrate": migrate, "copy": copy}
+    for action, parser in found.items():
+        what = "the store to copy" if parser is copy else "the store"
         parser.add_argument(
             "--store",
             metavar="PLACE",
@@ -431,7 +441,7 @@ def _add_store(commands: Any) -> tuple[_Parser, _Parser]:
         parser.add_argument("--json", action="store_true", help="failures as JSON, one object a line")
         parser.set_defaults(action=action, log_level="warning", log_format="text")
     copy.add_argument("--to", metavar="PLACE", type=_place, required=True, help="an empty or new one")
-    return check, copy
+    return found
 
 
 def _host_port(text: str) -> tuple[str, int]:

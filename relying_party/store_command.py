@@ -1,7 +1,8 @@
-"""``relying-party store``: checks a store, and copies it to another place."""
+"""``relying-party store``: checks a store, migrates it, and copies it to another place."""
 
 import argparse
 import asyncio
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,13 @@ from relying_party.errors import ExitStatus, UsageError
 from relying_party.output import out
 from relying_party.place import StorePlace
 from relying_party.store.copying import checked, copy_store
+from relying_party.store.migration import migrate, planned
 
 
 async def run(args: argparse.Namespace, say: Callable[[str], None]) -> ExitStatus:
-    """Check or copy; returns the exit status. say: prints a line for the operator."""
-    await asyncio.to_thread(_check if args.action == "check" else _copy, args, say)
+    """Check, migrate or copy; returns the exit status. say: prints a line for the operator."""
+    act = {"check": _check, "migrate": _migrate, "copy": _copy}[args.action]
+    await asyncio.to_thread(act, args, say)
     return ExitStatus.DONE
 
 
@@ -25,6 +28,25 @@ def _check(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     for warning in found.warnings:
         say(f"warning: {warning}")
     say(f"{found.engine}: well")
+
+
+def _migrate(args: argparse.Namespace, say: Callable[[str], None]) -> None:
+    _expect(args.store)
+    plan = planned(args.store)
+    if not plan.steps:
+        say(f"the store has the newest schema, version {plan.version}")
+        return
+    if args.dry_run:
+        for number, step in enumerate(plan.steps, plan.version + 1):
+            out(f"-- step {number}\n")
+            for statement in step:
+                out(f"{textwrap.dedent(statement)};\n")
+        say(
+            f"the store has version {plan.version} of the schema, and would be brought to version {plan.newest}"
+        )
+        return
+    migrate(args.store)
+    say(f"the store is brought from version {plan.version} of the schema to version {plan.newest}")
 
 
 def _copy(args: argparse.Namespace, say: Callable[[str], None]) -> None:

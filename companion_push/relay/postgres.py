@@ -10,7 +10,7 @@ A relay holds a shared advisory lock of its listening connection; a command that
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _VERSION: Final = "headless_passkey_relay"  # the table of its number
 _LOCK: Final = 0x68704B32_72656C79  # "hpK2rely": the advisory lock of relays, which share it
+_ENDING_SECONDS: Final = 1.0  # for which the server may still know a relay that has ended
+_ENDING_PAUSE: Final = 0.05
 
 # tables that only several processes need, and only PostgreSQL has
 TABLES: Final = (
@@ -127,10 +129,14 @@ class PostgresStore(database.Database):
 
     def lock(self) -> None:
         """Keep relays and other such commands from the database until it is closed."""
-        self._lock = self.connected()
-        row = self._lock.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone()
-        if row is None or not row[0]:
-            raise StoreBusy("a relay is using the database")
+        self._lock, until = self.connected(), monotonic() + _ENDING_SECONDS
+        while True:
+            row = self._lock.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone()
+            if row is not None and row[0]:
+                return
+            if monotonic() >= until:
+                raise StoreBusy("a relay is using the database")
+            sleep(_ENDING_PAUSE)
 
     async def listening_connection(self) -> "psycopg.AsyncConnection[Any]":
         """Connect to the server itself. `StoreUnavailable` where that fails."""

@@ -5,11 +5,12 @@
 #    source ~/.local/share/bash_completion/relying-party
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_relying_party_store_subparsers=(check copy)
+_shtab_relying_party_store_subparsers=(check migrate copy)
 _shtab_relying_party_subparsers=(serve store completion)
 
 _shtab_relying_party_serve_option_strings=(-h --help --listen --public-url --rp-id --rp-name --origin --device-origin --store --shared-store --workers --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --page --requests-per-minute --registrations-per-day --related-origin --android-app --top-origin --ml-dsa --prf --backup-eligibility --resource --resource-secrets --token-key --cookie-seconds --session-seconds --token-seconds --metrics --config --json --log-format --log-level)
 _shtab_relying_party_store_check_option_strings=(-h --help --store --config --json)
+_shtab_relying_party_store_migrate_option_strings=(-h --help --dry-run --store --config --json)
 _shtab_relying_party_store_copy_option_strings=(-h --help --store --config --json --to)
 _shtab_relying_party_store_option_strings=(-h --help)
 _shtab_relying_party_completion_option_strings=(-h --help)
@@ -23,6 +24,8 @@ _shtab_relying_party_serve___token_key_COMPGEN=_shtab_compgen_files
 _shtab_relying_party_serve___config_COMPGEN=_shtab_compgen_files
 _shtab_relying_party_store_check___store_COMPGEN=_shtab_compgen_files
 _shtab_relying_party_store_check___config_COMPGEN=_shtab_compgen_files
+_shtab_relying_party_store_migrate___store_COMPGEN=_shtab_compgen_files
+_shtab_relying_party_store_migrate___config_COMPGEN=_shtab_compgen_files
 _shtab_relying_party_store_copy___store_COMPGEN=_shtab_compgen_files
 _shtab_relying_party_store_copy___config_COMPGEN=_shtab_compgen_files
 _shtab_relying_party_store_copy___to_COMPGEN=_shtab_compgen_files
@@ -31,7 +34,7 @@ _shtab_relying_party_serve___page_choices=(everyone own)
 _shtab_relying_party_serve___backup_eligibility_choices=(fixed may-begin may-change)
 _shtab_relying_party_serve___log_format_choices=(text json)
 _shtab_relying_party_serve___log_level_choices=(debug info warning error)
-_shtab_relying_party_store_pos_0_choices=(check copy)
+_shtab_relying_party_store_pos_0_choices=(check migrate copy)
 _shtab_relying_party_completion_pos_0_choices=(bash zsh fish)
 _shtab_relying_party_pos_0_choices=(serve store completion)
 
@@ -44,6 +47,10 @@ _shtab_relying_party_serve___json_nargs=0
 _shtab_relying_party_store_check__h_nargs=0
 _shtab_relying_party_store_check___help_nargs=0
 _shtab_relying_party_store_check___json_nargs=0
+_shtab_relying_party_store_migrate__h_nargs=0
+_shtab_relying_party_store_migrate___help_nargs=0
+_shtab_relying_party_store_migrate___dry_run_nargs=0
+_shtab_relying_party_store_migrate___json_nargs=0
 _shtab_relying_party_store_copy__h_nargs=0
 _shtab_relying_party_store_copy___help_nargs=0
 _shtab_relying_party_store_copy___json_nargs=0

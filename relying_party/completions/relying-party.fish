@@ -50,7 +50,7 @@ function _shtab_relying_party_using
   test "$_shtab_relying_party_cmdpath" = "$argv"
 end
 
-set -g _shtab_relying_party_commands serve store 'store check' 'store copy' completion
+set -g _shtab_relying_party_commands serve store 'store check' 'store migrate' 'store copy' completion
 set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --connections --connections-per-address --cookie-seconds --device-origin --idle-seconds --key --listen --log-format --log-level --metrics --origin --page --public-url --registrations-per-day --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --to --token-key --token-seconds --top-origin --trusted-proxy --workers
 
 complete -c relying-party -e
@@ -95,13 +95,19 @@ complete -c relying-party -n '_shtab_relying_party_using serve' -l config -xka "
 complete -c relying-party -n '_shtab_relying_party_using serve' -l json -d 'failures as JSON, one object a line'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l log-format -xka "text json" -d 'text (default), or json: log and failures as JSON, one object a line, with time, level and fields'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l log-level -xka "debug info warning error" -d 'default: warning'
-complete -c relying-party -n '_shtab_relying_party_using; and test $_shtab_relying_party_npos -eq 0' -a store -d 'check a store, and copy it to another place'
+complete -c relying-party -n '_shtab_relying_party_using; and test $_shtab_relying_party_npos -eq 0' -a store -d 'check, migrate or copy a store'
 complete -c relying-party -n '_shtab_relying_party_using store' -s h -l help -d 'show this help message and exit'
 complete -c relying-party -n '_shtab_relying_party_using store; and test $_shtab_relying_party_npos -eq 0' -a check -d 'Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows each table has. The relying party may be running.'
 complete -c relying-party -n '_shtab_relying_party_using store check' -s h -l help -d 'show this help message and exit'
 complete -c relying-party -n '_shtab_relying_party_using store check' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'the store: a file (default: relying-party.sqlite), or postgresql://[USER@]HOST/DATABASE, whose password is in PGPASSWORD or PGPASSFILE'
 complete -c relying-party -n '_shtab_relying_party_using store check' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [store.check]'
 complete -c relying-party -n '_shtab_relying_party_using store check' -l json -d 'failures as JSON, one object a line'
+complete -c relying-party -n '_shtab_relying_party_using store; and test $_shtab_relying_party_npos -eq 0' -a migrate -d 'Bring a store to the newest schema, as the first start of a newer version does; no relying party may be running on it. With --dry-run, print the statements that are missing, and change nothing.'
+complete -c relying-party -n '_shtab_relying_party_using store migrate' -s h -l help -d 'show this help message and exit'
+complete -c relying-party -n '_shtab_relying_party_using store migrate' -l dry-run -d 'only print what would be done'
+complete -c relying-party -n '_shtab_relying_party_using store migrate' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'the store: a file (default: relying-party.sqlite), or postgresql://[USER@]HOST/DATABASE, whose password is in PGPASSWORD or PGPASSFILE'
+complete -c relying-party -n '_shtab_relying_party_using store migrate' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [store.migrate]'
+complete -c relying-party -n '_shtab_relying_party_using store migrate' -l json -d 'failures as JSON, one object a line'
 complete -c relying-party -n '_shtab_relying_party_using store; and test $_shtab_relying_party_npos -eq 0' -a copy -d 'Copy all of a store into an empty one, or nothing: a copy that is broken off can be begun again. No relying party may be running on either. The old store stays as it was: start none with it any more.'
 complete -c relying-party -n '_shtab_relying_party_using store copy' -s h -l help -d 'show this help message and exit'
 complete -c relying-party -n '_shtab_relying_party_using store copy' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'the store to copy: a file (default: relying-party.sqlite), or postgresql://[USER@]HOST/DATABASE, whose password is in PGPASSWORD or PGPASSFILE'

@@ -12,7 +12,7 @@ _shtab_relying_party_commands() {
   local _commands=(
     completion:'Print the script that lets a shell complete this command line.'
     serve:'Serve registration and sign-in with passkeys, and a page that shows who is there. The first line on stdout is the base URL.'
-    store:'check a store, and copy it to another place'
+    store:'check, migrate or copy a store'
   )
   _describe 'relying-party commands' _commands
 }
@@ -21,6 +21,7 @@ _shtab_relying_party_store_commands() {
   local _commands=(
     check:'Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows each table has. The relying party may be running.'
     copy:'Copy all of a store into an empty one, or nothing: a copy that is broken off can be begun again. No relying party may be running on either. The old store stays as it was: start none with it any more.'
+    migrate:'Bring a store to the newest schema, as the first start of a newer version does; no relying party may be running on it. With --dry-run, print the statements that are missing, and change nothing.'
   )
   _describe 'relying-party store commands' _commands
 }
@@ -111,6 +112,17 @@ _shtab_relying_party_store_copy_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_relying_party_store_copy_defaults_added=0
 
+_shtab_relying_party_store_migrate_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--dry-run[only print what would be done]"
+  "--store[the store\: a file (default\: relying-party.sqlite), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
+  "--config[TOML file with these options in table \[store.migrate\]]:FILE:_files"
+  "--json[failures as JSON, one object a line]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_relying_party_store_migrate_defaults_added=0
+
 
 _shtab_relying_party() {
   local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->relying-party'
@@ -157,6 +169,7 @@ _shtab_relying_party_store() {
       case $line[1] in
         check) _arguments -C -s $_shtab_relying_party_store_check_options ;;
         copy) _arguments -C -s $_shtab_relying_party_store_copy_options ;;
+        migrate) _arguments -C -s $_shtab_relying_party_store_migrate_options ;;
       esac
   esac
 }

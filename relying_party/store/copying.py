@@ -45,7 +45,7 @@ def checked(place: StorePlace) -> Checked:
         engine, warnings = copying.engine_of(db)
         return Checked(engine=engine, counts=copying.counted(db, TABLES), warnings=warnings)
 
-    with _open(place, alone=False) as store:
+    with open_store(place, alone=False) as store:
         return store.now(work)
 
 
@@ -66,7 +66,7 @@ def copy_store(source: StorePlace, target: StorePlace) -> dict[str, int]:
             )
         )
 
-    with _open(source, alone=True) as rows, _open(target, alone=True) as into:
+    with open_store(source, alone=True) as rows, open_store(target, alone=True) as into:
         return rows.now(write)
 
 
@@ -89,7 +89,7 @@ class _File:
 
 
 @contextmanager
-def _open(place: StorePlace, *, alone: bool) -> Iterator[_Store]:
+def open_store(place: StorePlace, *, alone: bool) -> Iterator[_Store]:
     """Open a store, and make a missing one. alone: no program may use it, as far as a file can tell."""
     if isinstance(place, Path):
         path = place.absolute()

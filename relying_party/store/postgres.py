@@ -7,7 +7,7 @@ whatever a machine's own clock says, all that use a database count by the databa
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -21,13 +21,14 @@ try:
     from psycopg.rows import dict_row
 
     from postgres_store.database import Database, Errors, Isolation
-    from postgres_store.schema import migrate
+    from postgres_store.schema import migrate, translated, version_of
     from relying_party.store.minutes import MINUTES, PostgresChallenges, PostgresProofs
 except ImportError as error:
     raise SetupError(
         "a store in PostgreSQL needs psycopg: pip install '.[postgres]' in the clone of headless-passkey"
     ) from error
 
+_VERSION: Final = "headless_passkey_relying_party"  # the table of the schema's number
 HOUSE_SECONDS: Final = 30.0  # between looks at the database's clock, and at what has ended
 
 _Value = TypeVar("_Value")
@@ -78,6 +79,13 @@ def opened_database(place: PostgresUri) -> Database:
     return database
 
 
+def planned(place: PostgresUri) -> tuple[int, list[list[str]]]:
+    """The number of the last step of the schema that was made, and the statements of each that is missing. It changes nothing."""
+    with closing(_database(place)) as database, database.connected() as connection:
+        version = version_of(connection, table=_VERSION, newest=len(STEPS), errors=ERRORS)
+    return version, [[translated(each) for each in step] for step in STEPS[version:]]
+
+
 def _database(place: PostgresUri) -> Database:
     return Database(place.uri, program="relying-party", errors=ERRORS, rows=dict_row)
 
@@ -85,7 +93,7 @@ def _database(place: PostgresUri) -> Database:
 def _migrate(database: Database) -> None:
     connection = database.connected()
     try:
-        migrate(connection, STEPS, table="headless_passkey_relying_party", errors=ERRORS)
+        migrate(connection, STEPS, table=_VERSION, errors=ERRORS)
     except BaseException:
         connection.close()
         raise

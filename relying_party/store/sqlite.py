@@ -16,7 +16,7 @@ import sqlite3
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -192,6 +192,15 @@ def opened(path: Path) -> sqlite3.Connection:
     return _open(path, _prepare)
 
 
+def version_of(path: Path) -> int:
+    """The number of the last step of the schema that was made in a file; 0 of an empty one. It changes nothing.
+
+    Raises as `opened`.
+    """
+    with closing(_open(path, _check_kind)) as connection:
+        return _pragma(connection, "user_version")
+
+
 def _open(path: Path, prepare: Callable[[sqlite3.Connection, Path], None]) -> sqlite3.Connection:
     """Open a store, and make a missing one; `SetupError` when the file cannot be a store."""
     try:
@@ -249,6 +258,7 @@ def _refuse_writers(folder: Path) -> None:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    _check_kind(connection, path)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -269,17 +279,22 @@ def _is_up_to_date(connection: sqlite3.Connection) -> bool:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    _check_kind(connection, path)
+    for statements in MIGRATIONS[_pragma(connection, "user_version") :]:
+        for statement in statements:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def _check_kind(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a database that is no store of this version."""
     version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if application != APPLICATION_ID and (tables or version):
         raise SetupError(f"{path} is a database of another program")
     if version > len(MIGRATIONS):
         raise SetupError(f"{path} was written by a newer version of this program")
-    for statements in MIGRATIONS[version:]:
-        for statement in statements:
-            connection.execute(statement)
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
 
 def _files_of(path: Path) -> tuple[str, str, str]:
