@@ -74,7 +74,8 @@ interop: $(VENV)/check.done  ## a client of others (Rust, by cargo) with our pho
 keycloak-run: $(VENV)/check.done  ## founding and reset by sign-ins at a real Keycloak, by Maven; writes what worked into docs/how-to/openid-connect.md
 	@PYTHONPATH=. $(BIN)/python scripts/keycloak-run
 
-bench: $(VENV)/check.done system-packages  ## how fast core, relying party, radio, relay and tunnel service are: prints benchmarks/RESULTS.md and writes it
+bench: $(VENV)/check.done system-packages  ## how fast and how large device, core, relying party, radio, relay and tunnel service are: prints benchmarks/RESULTS.md, writes and draws it
+	@PYTHONPATH=examples:. $(BIN)/python benchmarks/device.py --write
 	@PYTHONPATH=examples $(BIN)/python benchmarks/core.py --write
 	@PYTHONPATH=examples $(BIN)/python benchmarks/rp.py --write
 	@PYTHONPATH=examples $(BIN)/python benchmarks/radio.py --write
@@ -83,6 +84,7 @@ bench: $(VENV)/check.done system-packages  ## how fast core, relying party, radi
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/tunnels.py --write
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/linked.py --write
 	@if command -v redis-server >/dev/null; then PYTHONPATH=examples:. $(BIN)/python benchmarks/redis_states.py --write; fi
+	@$(BIN)/python benchmarks/plots.py
 
 lint: $(VENV)/check.done
 	$(BIN)/ruff format --check .
@@ -92,6 +94,7 @@ lint: $(VENV)/check.done
 	$(BIN)/python scripts/completions --check
 	$(BIN)/python scripts/graphql-schema --check
 	$(BIN)/python scripts/relay-openapi --check
+	$(BIN)/python benchmarks/plots.py --check
 
 docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cli.md, docs/reference/, docs/interop.md, scripts for completion
 	$(BIN)/python scripts/cli-docs

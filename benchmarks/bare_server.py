@@ -7,6 +7,7 @@ nothing. So it costs what aiohttp costs by itself.
 import asyncio
 import contextlib
 import json
+import ssl
 import sys
 from collections import defaultdict
 
@@ -48,8 +49,15 @@ class Bare:
         return web.json_response({})
 
 
-async def serve() -> None:
-    """Serve on a free port of the loopback, and print the URL, until the process is ended."""
+async def serve(*certificate: str) -> None:
+    """Serve on a free port of the loopback, and print the URL, until the process is ended.
+
+    certificate: its file and that of its key, for TLS.
+    """
+    tls = None
+    if certificate:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(*certificate)
     bare = Bare()
     app = web.Application()
     app.router.add_get("/v1/inbox", bare.read_inbox)
@@ -57,11 +65,12 @@ async def serve() -> None:
     app.router.add_post("/v1/requests/{id}/events", bare.end)
     runner = web.AppRunner(app, access_log=None, keepalive_timeout=30)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
-    sys.stdout.write(f"http://127.0.0.1:{runner.addresses[0][1]}\n")
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024, ssl_context=tls).start()
+    scheme, host = ("http", "127.0.0.1") if tls is None else ("https", "localhost")
+    sys.stdout.write(f"{scheme}://{host}:{runner.addresses[0][1]}\n")
     sys.stdout.flush()
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    asyncio.run(serve(*sys.argv[1:]))

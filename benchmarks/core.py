@@ -43,6 +43,10 @@ from headless_passkey.hybrid.noise import CipherState, Initiator, Responder
 ROOT: Final = Path(__file__).parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "RESULTS.md"
 COMMAND: Final = "make bench"
+HEADING: Final = "# How fast the core is"
+SNOW: Final = "snow 0.10.0"
+BUILDING: Final = 1200.0  # seconds
+BEGAN: Final = os.getloadavg()[0]  # the load when the benchmark began
 NOW: Final = 1_790_000_000
 CURVE: Final = ec.SECP256R1()
 UNWANTED: Final = ("asyncio", "socket", "ssl", "logging", "aiohttp", "bleak", "fido2", "fido2.hid", "hid")
@@ -65,7 +69,7 @@ def main() -> None:
     page = "\n".join(_page(args.note)) + "\n"
     print(page)
     if args.write:
-        RESULTS.write_text(page, encoding="utf-8")
+        put_section(HEADING, page)
 
 
 def put_section(heading: str, page: str) -> None:
@@ -79,9 +83,12 @@ def put_section(heading: str, page: str) -> None:
 
 def _page(note: str) -> list[str]:
     kn, nk = handshake_calls(), handshake_calls()
+    peer = snow()
+    not_run = f" {SNOW} was not run: {peer}." if isinstance(peer, str) else ""
     rows = [
         compare("handshake KNpsk0, both roles", kn_handshake(), "its OpenSSL calls", in_a_row(kn), aim=1.5),
         compare("handshake NKpsk0, both roles", nk_handshake(), "its OpenSSL calls", in_a_row(nk), aim=1.5),
+        *handshakes_of_snow(peer),
         *foreign_adverts(),
         *one_kibibyte(),
         *fido_urls(),
@@ -100,13 +107,12 @@ def _page(note: str) -> list[str]:
         ),
     ]
     return [
-        "# How fast the core is",
+        HEADING,
         "",
-        f"Made by `{COMMAND}` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {_commit()}.",
+        made(),
         *([note] if note else []),
         "",
-        f"- {_processor()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the end; {platform.system()} {platform.machine()}",
-        f"- Python {platform.python_version()}, cryptography {cryptography.__version__} with {backend.openssl_version_text()}",
+        f"- {platform.system()} {platform.machine()}; Python {platform.python_version()}, cryptography {cryptography.__version__} with {backend.openssl_version_text()}",
         "",
         table(HEADINGS, [row.cells for row in rows]),
         "",
@@ -114,6 +120,7 @@ def _page(note: str) -> list[str]:
         "a FIDO URL, an advert, two websockets over TLS through a tunnel service, the handshake, getAssertion, hanging up.",
         "Over the direct channel there are no websockets: two emulated controllers are started, one sends an advert each 100 ms,",
         "the other one hears it and connects; against it stands the same with SDUs of the same sizes and no sign-in.",
+        f"{SNOW} is a library for Noise in Rust, whose P-256 is Rust's too, where ours is OpenSSL's; its handshakes are both roles as well.{not_run}",
         "",
         "## The calls of a handshake",
         "",
@@ -201,6 +208,51 @@ def in_a_row(calls: list[Call]) -> Callable[[], object]:
             call()
 
     return run
+
+
+def snow() -> Path | str:
+    """The program that makes the handshakes of the crate `snow`, compiled at the first call; or why there is none."""
+    cargo = which("cargo")
+    if cargo is None:
+        return "cargo is not installed"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headless-passkey" / "snow"
+    manifest = ROOT / "benchmarks" / "snow" / "Cargo.toml"
+    words = [
+        "build",
+        "--quiet",
+        "--release",
+        "--manifest-path",
+        str(manifest),
+        "--target-dir",
+        str(cache),
+    ]
+    try:
+        subprocess.run([cargo, *words], check=True, capture_output=True, timeout=BUILDING)
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[-1].strip()
+        return f"cargo build ended with {error.returncode}: {last}"
+    except subprocess.TimeoutExpired:
+        return f"cargo build took longer than {BUILDING:.0f} s"
+    return cache / "release" / "snow-handshakes"
+
+
+def handshakes_of_snow(program: Path | str, *, rounds: int = 41, number: int = 20) -> list[Row]:
+    """Our handshakes and those of `snow`, in turns; no row when there is no such program."""
+    if isinstance(program, str):
+        return []
+    ours, pairs = kn_handshake(), []
+    with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for turn in range(rounds + 1):
+            mine = timed(ours, number)
+            process.stdin.write(f"{number}\n")
+            process.stdin.flush()
+            theirs = float(process.stdout.readline()) / number
+            if turn:  # the first one is for warming up
+                pairs.append((mine, theirs))
+        process.stdin.close()
+    return [Row.of_pairs("handshake KNpsk0, both roles", SNOW, pairs)]
 
 
 # Adverts, messages, URLs
@@ -300,6 +352,14 @@ def _python(code: str) -> str:
 
 
 # The machine
+
+
+def made() -> str:
+    """By what, when, from what and where a part of the page was made."""
+    return (
+        f"Made by `{COMMAND}` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {_commit()}; {_processor()}, {os.cpu_count()} processors, "
+        f"load {BEGAN:.1f} at the begin and {os.getloadavg()[0]:.1f} at the end."
+    )
 
 
 def _commit() -> str:

@@ -11,7 +11,6 @@ devices of as many accounts submit over HTTP, all at once, in turns with one, tw
 import argparse
 import asyncio
 import contextlib
-import datetime as dt
 import os
 import secrets
 import sys
@@ -28,10 +27,12 @@ from measure import HEADINGS, Row, table
 from companion_push.relay import operations
 from companion_push.relay.app import RELAY
 from companion_push.relay.messages import CompanionReport, Submission, parse_body
+from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.store_place import PostgresUri
 from tests.companion.program import running
 from tests.ports import reserved_port
 from tests.relay.household import SEALED, Caller, Clock, fresh_id, running_relay
+from tests.relay.redis_servers import RedisServer, program
 from tests.relay.stores import PostgresServer, is_installed
 
 HEADING: Final = "# What several relays on one database cost"
@@ -107,12 +108,16 @@ def _bare_state(bare: Any, account: str) -> None:
     )
 
 
-async def by_number(place: PostgresUri, folder: Path) -> list[Row]:
-    """Durable submits over HTTP, by the number of relays; seconds for one of them, with all devices at once."""
+async def by_number(place: PostgresUri, folder: Path, states: RedisPlace | None = None) -> list[Row]:
+    """Durable submits over HTTP, by the number of relays; seconds for one of them, with all devices at once.
+
+    states: where account states are, when not in the database.
+    """
     url = f"http://127.0.0.1:{reserved_port()}"
     many = ("--requests-per-minute", "--requests-per-day", "--account-requests-per-day")
     words = [
         *("relay", "--listen", "127.0.0.1:0", "--public-url", url, "--store", place.uri, "--no-pauses"),
+        *(() if states is None else ("--states", str(states))),
         *(word for option in many for word in (option, "100000")),
     ]
     async with contextlib.AsyncExitStack() as stack:
@@ -121,7 +126,7 @@ async def by_number(place: PostgresUri, folder: Path) -> list[Row]:
         session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         )
-        async with running_relay(folder, place=place, url=url) as beside:
+        async with running_relay(folder, place=place, states=states, url=url) as beside:
             homes = [await beside.household(f"home {number}", companions=1) for number in range(DEVICES)]
         seconds: dict[int, list[float]] = {1: [], 2: [], 3: []}
         for _ in range(BLOCKS):
@@ -138,10 +143,11 @@ async def by_number(place: PostgresUri, folder: Path) -> list[Row]:
                 began = time.perf_counter()
                 await asyncio.gather(*(_submit(device, companion) for device, companion in callers))
                 found.append((time.perf_counter() - began) / (DEVICES * EACH))
+    also = "" if states is None else ", states in Redis"
     return [
         Row.of_pairs(
-            f"a durable submit, {DEVICES} devices at once, {number} relays",
-            "one relay",
+            f"a durable submit, {DEVICES} devices at once, {number} relays{also}",
+            f"one relay{also}",
             list(zip(seconds[number], seconds[1], strict=True)),
         )
         for number in (2, 3)
@@ -157,14 +163,21 @@ async def _submit(device: Caller, companion: Caller) -> None:
 
 async def measured(server: PostgresServer, folder: Path) -> list[Row]:
     rows = await against_sql(server.database_for(folder / "one"), folder)
-    return [*rows, *await by_number(server.database_for(folder / "more"), folder)]
+    rows += await by_number(server.database_for(folder / "more"), folder)
+    if program("redis") is None:
+        return rows
+    redis = RedisServer("redis")
+    try:
+        return [*rows, *await by_number(server.database_for(folder / "states"), folder, redis.place())]
+    finally:
+        redis.end()
 
 
 def _page(rows: Sequence[Row]) -> list[str]:
     return [
         HEADING,
         "",
-        f"Made by `{core.COMMAND}` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {core._commit()}; load {os.getloadavg()[0]:.1f} at the end.",
+        core.made(),
         "",
         table(HEADINGS, [row.cells for row in rows]),
         "",

@@ -14,7 +14,6 @@ It measures two things, each in turns with a baseline:
 
 import argparse
 import asyncio
-import datetime as dt
 import json
 import os
 import secrets
@@ -83,7 +82,7 @@ def _page(rows: list[Row], latency: Row | None, said: str) -> list[str]:
     return [
         HEADING,
         "",
-        f"Made by `{core.COMMAND}` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {core._commit()}; load {os.getloadavg()[0]:.1f} at the end.",
+        core.made(),
         "",
         table(HEADINGS[:-1], [row.cells[:-1] for row in ([latency] if latency else []) + rows]),
         "",

@@ -11,8 +11,6 @@ same EVALSHA, with the bytes that the other has sent, over a version that is the
 import argparse
 import asyncio
 import dataclasses
-import datetime as dt
-import os
 from collections.abc import Callable
 from statistics import median
 from typing import Any, Final
@@ -150,7 +148,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put it into benchmarks/RESULTS.md")
     args = parser.parse_args()
     text = asyncio.run(run(args.engine))
-    made = f"Made by `{core.COMMAND}` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {core._commit()}; load {os.getloadavg()[0]:.1f} at the end."
+    made = core.made()
     page = f"{HEADING}\n\n{made}\n\n{text}\n\n{EXPLAINED}\n"
     print(page)
     if args.write:

@@ -11,7 +11,6 @@ measured on a server of its own. The bare server (`bare_server.py`) gets the sam
 
 import argparse
 import asyncio
-import datetime as dt
 import gc
 import json
 import os
@@ -535,7 +534,7 @@ def _page(found: Measured) -> list[str]:
     return [
         HEADING,
         "",
-        f"Made by `{core.COMMAND}` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {core._commit()}; load {os.getloadavg()[0]:.1f} at the end.{left_out}",
+        core.made() + left_out,
         "",
         table(HEADINGS, _rows(found)),
         "",

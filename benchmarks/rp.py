@@ -10,15 +10,14 @@ same calls to the same store on the same disk. (The name is short because `relyi
 
 import argparse
 import asyncio
-import datetime as dt
 import gc
 import json
-import os
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from secrets import token_bytes
 from typing import Any, Final
@@ -30,6 +29,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.test_utils import make_mocked_request
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
+from fido2 import cbor
 from fido2.cose import ES256
 from fido2.server import Fido2Server
 from fido2.webauthn import (
@@ -64,6 +64,11 @@ ROUNDS: Final = 61
 BATCH: Final = 6  # sign-ins in one turn
 FLAGS: Final = b"\x1d"  # user present, user verified, backup eligible, backed up
 
+try:
+    PEER = f"py_webauthn {version('webauthn')}"
+except PackageNotFoundError:
+    PEER = ""
+
 Step = Callable[[], Awaitable[object]]
 
 
@@ -84,7 +89,7 @@ def _page(rows: list[Row]) -> list[str]:
     return [
         HEADING,
         "",
-        f"Made by `{core.COMMAND}` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {core._commit()}; load {os.getloadavg()[0]:.1f} at the end.",
+        core.made(),
         "",
         table((*HEADINGS[:-1], "per second"), [(*row.cells[:-1], f"{1 / row.seconds:.0f}") for row in rows]),
         "",
@@ -93,7 +98,8 @@ def _page(rows: list[Row]) -> list[str]:
         "with `synchronous=FULL`: one of its three calls waits for the disk, and what is held against it waits for the same disk in turns.",
         "",
         "python-fido2 parses the stored key and the authenticator data, loads the key and verifies. With its own response classes, which the",
-        "relying party took until 2026-11-27, it evaluates type hints for each object besides. The proof of key is joserfc's for the most part.",
+        "relying party took until 2026-11-27, it evaluates type hints for each object besides. The proof of key is joserfc's for the most part."
+        + ("" if PEER else " py_webauthn was not run: it is not installed."),
     ]
 
 
@@ -122,6 +128,11 @@ async def measured(folder: Path) -> list[Row]:
                 lambda: bench.library(AuthenticatorAssertionResponse, AuthenticationResponse),
                 "ES256",
                 lambda: bench.verify(1),
+            ),
+            *(
+                [await compare("a response parsed and verified, no store", bench.parsed, PEER, bench.peer)]
+                if PEER
+                else []
             ),
             await compare("a proof of key verified", bench.proofs, "ES256", lambda: bench.verify(1)),
             await compare("sign-in in a browser", bench.browsers, "ES256 + store", lambda: bench.parts(1)),
@@ -221,6 +232,42 @@ class Bench:
             )
             parsed = authentication(raw_id=response.credential_id, response=made)
             server.authenticate_complete(state, [AttestedCredentialData(kept)], parsed)
+
+        return run
+
+    async def parsed(self) -> Step:
+        """A response's bytes parsed and verified against its record."""
+        challenge, caller = token_bytes(CHALLENGE_SIZE), Caller(kind=ClientKind.WEB)
+        begun = self.state.ceremonies.begin_authentication(
+            caller, expected=None, allowed=(), now=0, challenge=challenge
+        )
+        assert isinstance(begun.record, AuthenticationRecord)
+        record, body = begun.record, self._body("", base64url(challenge))
+
+        async def run() -> None:
+            _, response = parse_authentication_result(body)
+            self.state.ceremonies.complete_authentication(record, caller, response, self.credential, now=1)
+
+        return run
+
+    async def peer(self) -> Step:
+        """The same by py_webauthn, which takes JSON too."""
+        from webauthn import verify_authentication_response  # noqa: PLC0415  a library that may be missing
+
+        challenge = token_bytes(CHALLENGE_SIZE)
+        response = json.dumps(json.loads(self._body("", base64url(challenge)))["response"])
+        key = cbor.encode(AttestedCredentialData(self.credential.attested_data).public_key)
+
+        async def run() -> None:
+            verify_authentication_response(
+                credential=response,
+                expected_challenge=challenge,
+                expected_rp_id="rp.example",
+                expected_origin=ORIGIN,
+                credential_public_key=key,
+                credential_current_sign_count=0,
+                require_user_verification=True,
+            )
 
         return run
 

@@ -11,7 +11,6 @@ or without a network then, the table says so and has our figures alone.
 
 import argparse
 import asyncio
-import datetime as dt
 import os
 import shutil
 import socket
@@ -311,7 +310,7 @@ def _page(lines: list[tuple[str, ...]], why_not: str | None, idle: int) -> list[
     return [
         HEADING,
         "",
-        f"Made by `{core.COMMAND}` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {core._commit()}; load {os.getloadavg()[0]:.1f} at the end.{left_out}",
+        core.made() + left_out,
         "",
         table(HEADINGS, lines),
         "",

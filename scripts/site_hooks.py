@@ -1,4 +1,4 @@
-"""What the documentation site does beyond mkdocs: links into the repository, the headings' names, made pages, the ADRs."""
+"""What the documentation site does beyond mkdocs: links into the repository, the headings' names, made pages, the ADRs, the numbers."""
 
 import re
 import sys
@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import threats_page  # noqa: E402  beside this file
 
 THREATS = "reference/threats.md"
+NUMBERS = "reference/numbers.md"  # followed by the text of benchmarks/RESULTS.md
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 _CODE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 
@@ -44,6 +45,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Any, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
     """Let links to files that are no pages lead into the repository."""
+    if page.file.src_uri == NUMBERS:
+        results = (
+            (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").replace("](../docs/", "](../")
+        )
+        markdown += "\n" + re.sub(r"^#", "##", results, flags=re.MULTILINE)
     folder = PurePosixPath(page.file.src_uri).parent
 
     def led(found: re.Match[str]) -> str:

@@ -1,15 +1,21 @@
 """The benchmarks measure what they say."""
 
+import json
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import core
+import device
+import limited
 import linked
 import measure
+import plots
 import pytest
 import radio
 import relay
@@ -191,3 +197,79 @@ async def test_linked_sign_ins_are_compared_with_what_they_need() -> None:
     assert row.ratio is not None
     assert 0 < row.baseline < 20
     assert 0 < row.seconds < 20  # the time after which a request, which nobody answers here, has failed
+
+
+def test_a_command_is_measured_until_its_end() -> None:
+    seconds, peak = device.process(sys.executable, "-c", "bytearray(64 << 20)")
+    assert 0 < seconds < 20
+    assert 64 << 20 < peak < 256 << 20
+
+
+async def test_a_command_is_measured_until_its_first_request() -> None:
+    seconds, peak = await device.until_first_request(sys.executable, "-c", device.FIRST_REQUEST)
+    assert 0 < seconds < 20
+    assert 20 << 20 < peak < 256 << 20
+
+
+def test_a_row_of_memory_is_compared_too() -> None:
+    rows = device.rows_of("this", "that", [((0.2, 3 << 20), (0.1, 2 << 20))])
+    assert rows == [
+        ("this: processor time", "200 ms", "that", "100 ms", "2.00", "at most 1.15: **no**"),
+        ("this: memory at its peak", "3.0 MiB", "that", "2.0 MiB", "1.50", "at most 1.15: **no**"),
+    ]
+
+
+def test_a_small_board_has_one_processor_and_its_command_ends_as_it_does(tmp_path: Path) -> None:
+    code = "import os, sys; sys.exit(40 + len(os.sched_getaffinity(0)))"
+    words = [sys.executable, limited.__file__, str(tmp_path / "used"), "--board", sys.executable, "-c", code]
+    assert subprocess.run(words, check=False).returncode == 41
+    assert set(json.loads((tmp_path / "used").read_text())) == {"seconds", "peak"}
+
+
+def test_a_small_board_has_512_mib(tmp_path: Path) -> None:
+    if limited.limits().startswith("nothing"):
+        pytest.skip(limited.limits())
+    words = [sys.executable, limited.__file__, str(tmp_path / "used"), "--board", sys.executable, "-c"]
+    assert subprocess.run([*words, "bytearray(64 << 20)"], check=False).returncode == 0
+    assert subprocess.run([*words, "bytearray(640 << 20)"], check=False).returncode != 0
+
+
+PAGE = """# How fast <it> is
+
+Made by nobody.
+
+| what | median | against | median | ratio | aim |
+| --- | --- | --- | --- | --- | --- |
+| this | 2.00 ms | that | 1.00 ms | 2.00 | at most 1.5: **no** |
+| `other` | 1.00 ms | that | 1.00 ms | 1.00 | at most 1.5: yes |
+| alone | 1.00 ms |  |  |  |  |
+
+| stage | at, here | at, there |
+| --- | --- | --- |
+| begun | 1.00 ms | 2.00 ms |
+| from begin to end | 1.00 s | 2.00 s |
+
+# Without ratios
+
+nothing
+"""
+
+
+def test_each_ratio_and_each_stage_is_drawn_and_the_page_shows_the_picture() -> None:
+    page, files = plots.drawn(PAGE)
+    assert list(files) == ["how-fast-it-is.svg"]
+    assert page.count("![") == 1
+    assert page.index("![") < page.index("| what |")
+    picture = ET.fromstring(files["how-fast-it-is.svg"])  # noqa: S314  made above
+    bars = [each for each in picture.iter("{http://www.w3.org/2000/svg}rect") if each.get("y")]
+    assert [each.get("fill") for each in bars[:2]] == [plots.MISSED, plots.MET]
+    assert float(bars[0].get("width", 0)) == pytest.approx(2 * float(bars[1].get("width", 0)), abs=0.1)
+    assert len(bars) == 2 + 2 + 2  # ratios, the stage on each machine, the legend
+    texts = [each.text for each in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert "How fast <it> is" in texts
+    assert "other: 1.00 ms" in texts
+
+
+def test_drawing_again_changes_nothing() -> None:
+    once = plots.drawn(PAGE)
+    assert plots.drawn(once[0]) == once

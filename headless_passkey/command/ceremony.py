@@ -26,7 +26,7 @@ from headless_passkey.hybrid.linking import NoLink
 from headless_passkey.mends import transport_error
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.related_origins import fetch_related_origins
-from headless_passkey.net.tls import tls_context
+from headless_passkey.net.tls import tls_or_default
 from headless_passkey.net.unreachable import by
 from headless_passkey.process.streams import talk
 from headless_passkey.radio.choose import open_radio
@@ -111,7 +111,7 @@ class Ceremony:
         self._args, self._kind, self._state = args, kind, expand_home(args.state)
         self._digits = f"{secrets.randbelow(100):02d}" if args.match_digits else None
         self._expected = None if args.expect_user is None else parse_handle(args.expect_user)
-        self._tls = tls_context(args.ca)
+        self._tls = tls_or_default(args.ca)
         self._radio = open_radio(args.radio, passive=args.scan == "passive", report=self._on_report)
 
     async def run(self) -> None:

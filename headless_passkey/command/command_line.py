@@ -15,7 +15,6 @@ import os
 import sys
 import textwrap
 import time
-import tomllib
 import traceback
 from codecs import BOM_UTF8
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
@@ -593,6 +592,8 @@ def _from_file(parser: argparse.ArgumentParser, words: Sequence[str], section: s
         return {}  # --config without a value: the real parser says so
     if path is None:
         return {}
+    import tomllib  # noqa: PLC0415  most programs have no file of settings
+
     try:
         table: Any = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:

@@ -20,7 +20,7 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.net.proven_http import TRANSIENT, open_session
-from headless_passkey.net.tls import tls_context
+from headless_passkey.net.tls import tls_or_default
 from headless_passkey.net.unreachable import by
 from headless_passkey.process.streams import talk
 from headless_passkey.rp.session import MAX_BODY, Answer, Session, no_session
@@ -77,7 +77,7 @@ async def show(args: argparse.Namespace) -> None:
 
 
 async def refresh(args: argparse.Namespace) -> None:
-    async with open_session(tls_context(args.ca)) as http:
+    async with open_session(tls_or_default(args.ca)) as http:
         session = _load(args, http)
         await session.refresh()
     out(json.dumps(session.to_json()))
@@ -88,7 +88,7 @@ async def fetch(args: argparse.Namespace) -> None:
     data = None if args.data is None else await _data(args.data)
     if data is not None and "content-type" not in map(str.lower, headers):
         headers["Content-Type"] = "application/json"
-    async with open_session(tls_context(args.ca)) as http:
+    async with open_session(tls_or_default(args.ca)) as http:
         session = _load(args, http, url=None if args.audience else args.url)
         deadline = asyncio.get_running_loop().time() + args.timeout  # for a refresh before the request too
         request = session.fetch(
@@ -106,7 +106,7 @@ async def fetch(args: argparse.Namespace) -> None:
 
 
 async def sign_out(args: argparse.Namespace) -> None:
-    async with open_session(tls_context(args.ca)) as http:
+    async with open_session(tls_or_default(args.ca)) as http:
         session = _load(args, http)
         await session.sign_out(anyway=args.anyway)
     if not args.json:

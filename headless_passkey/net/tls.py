@@ -24,5 +24,13 @@ def tls_context(ca: Path | None) -> ssl.SSLContext:
         raise _bad(ca, f"cannot read {ca}: {error.strerror}") from error
 
 
+def tls_or_default(ca: Path | None) -> ssl.SSLContext | None:
+    """Make a client's TLS settings of a file; None for the system's roots, where aiohttp takes the settings that it has.
+
+    aiohttp has read the system's roots when it was imported; a second time would take 20 ms and 5 MiB.
+    """
+    return None if ca is None else tls_context(ca)
+
+
 def _bad(ca: Path, what: str) -> SetupError:
     return setup_error(what, SetupReason.BAD_CERTIFICATE, file=shlex.quote(str(ca)))
