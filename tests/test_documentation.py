@@ -118,7 +118,14 @@ def test_every_long_option_of_every_program_is_a_setting(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/tutorial.md", "docs/how-to/reverse-proxy.md", "docs/how-to/incidents.md"]
+    "page",
+    [
+        "README.md",
+        "docs/tutorial.md",
+        "docs/how-to/reverse-proxy.md",
+        "docs/how-to/own-tunnel-domain.md",
+        "docs/how-to/incidents.md",
+    ],
 )
 def test_the_command_lines_of_a_page_are_taken_by_their_programs(page: str) -> None:
     lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
