@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast test-stores coverage properties mutants check lint types imports docs site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run bench lock clean
+.PHONY: help demo test test-fast test-stores coverage properties mutants check lint types imports docs recording site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,16 +96,22 @@ lint: $(VENV)/check.done
 	$(BIN)/python scripts/relay-openapi --check
 	$(BIN)/python benchmarks/plots.py --check
 
-docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cli.md, docs/reference/, docs/interop.md, scripts for completion
+docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cli.md, docs/reference/, docs/interop.md, scripts for completion, screenshots
 	$(BIN)/python scripts/cli-docs
 	$(BIN)/python scripts/api-docs
 	$(BIN)/python scripts/completions
 	$(BIN)/python scripts/graphql-schema
 	$(BIN)/python scripts/relay-openapi
 	$(BIN)/python -m tests.interop.differences
+	PYTHONPATH=examples:. $(BIN)/python -m tests.rp.browser.screenshots
+
+recording: $(VENV)/demo.done  ## docs/images/demo.svg, an animated picture of a terminal with `make demo`
+	@$(MAKE) --silent $(RECORDING)/done || { echo "not run: asciinema and termtosvg cannot be installed"; exit 77; }
+	@$(BIN)/python scripts/recording $(RECORDING)/bin
 
 SITE := .venv-site
 RELEASE := .venv-release
+RECORDING := .venv-recording
 # not --quiet, which counts no warnings
 site: $(SITE)/done  ## the documentation as a site in build/site, without warnings; to be read without a network
 	@NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --clean
@@ -138,6 +144,10 @@ $(RELEASE)/done: requirements/release.txt
 	@scripts/set-up $(PYTHON) $(RELEASE) requirements/release.txt without-project
 	@touch $@
 
+$(RECORDING)/done: requirements/recording.txt
+	@scripts/set-up $(PYTHON) $(RECORDING) requirements/recording.txt without-project
+	@touch $@
+
 $(SITE)/done: requirements/site.txt
 	@scripts/set-up $(PYTHON) $(SITE) requirements/site.txt without-project
 	@touch $@
@@ -155,4 +165,4 @@ lock: $(VENV)/check.done  ## pin the newest versions, with hashes and without an
 	@scripts/lock $(BIN)/uv
 
 clean:
-	rm -rf $(VENV) $(SITE) $(RELEASE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .coverage mutants
+	rm -rf $(VENV) $(SITE) $(RELEASE) $(RECORDING) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .coverage mutants
