@@ -32,6 +32,7 @@ try:
     from redis.exceptions import (
         AuthenticationError,
         NoScriptError,
+        ReadOnlyError,
         RedisClusterException,
         RedisError,
         ResponseError,
@@ -195,7 +196,9 @@ class RedisStates:
             with _translated():
                 return question(self.client)
         except StoreUnavailable as error:
-            if not isinstance(error.__cause__, ResponseError):
+            if isinstance(error.__cause__, ReadOnlyError) and isinstance(self.client, redis.Redis):
+                self.client.connection_pool.disconnect()  # the name may lead to another server, which is the primary now
+            elif not isinstance(error.__cause__, ResponseError):
                 self._away[who] = monotonic() + _AWAY_SECONDS
             raise
 

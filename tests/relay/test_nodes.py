@@ -44,6 +44,7 @@ from tests.relay.test_postgres import own_server
 from tests.trust.people import Person
 
 NOW: Final = 1_800_000_000
+SHIFTED_CLOCK: Final = Path(__file__).parents[1] / "end_to_end/shifted_clock"
 
 
 @pytest.fixture
@@ -696,6 +697,7 @@ async def test_after_the_database_was_away_for_long_no_holder_is_blamed(
 async def test_a_relay_is_killed_and_who_it_held_goes_on_at_another(
     place: PostgresUri, tmp_path: Path, states: RedisPlace | None
 ) -> None:
+    """The clock of the other one is a day ahead: only the server's counts."""
     url = f"http://127.0.0.1:{reserved_port()}"
     words = (
         "relay",
@@ -707,7 +709,12 @@ async def test_a_relay_is_killed_and_who_it_held_goes_on_at_another(
         place.uri,
         *at_states(states),
     )
-    async with running(*words) as one, running(*words) as other, aiohttp.ClientSession() as session:
+    a_day_ahead = {"PYTHONPATH": str(SHIFTED_CLOCK), "SHIFT": "86400"}
+    async with (
+        running(*words) as one,
+        running(*words, environment=a_day_ahead) as other,
+        aiohttp.ClientSession() as session,
+    ):
         places = [await each.line() for each in (one, other)]
 
         def calls(person: Person, where: str) -> Caller:
