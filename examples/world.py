@@ -35,6 +35,7 @@ class World:
     relay: str = ""  # URL
     relying_party: str = ""  # URL
     environment: Mapping[str, str] = field(default_factory=dict)  # of every program
+    database: str | None = None  # in which the relay has its store; None: in a file
     servers: dict[str, tuple[Program, tuple[str | Path, ...]]] = field(
         default_factory=dict
     )  # each server by name, and the command that starts it again
@@ -50,13 +51,17 @@ class World:
         relying_party: tuple[str | Path, ...] = (),
         environment: Mapping[str, str] | None = None,
         behind: str | None = None,
+        database: str | None = None,
     ) -> AsyncIterator["World"]:
         """Start the four servers: radio, tunnel service, relay, relying party.
 
         relay: the relay's command, or another program in its place. relying_party: further options. behind: ``host:port`` of a
-        proxy for TLS, which the caller starts: it serves relay and relying party under /push and /passkeys.
+        proxy for TLS, which the caller starts: it serves relay and relying party under /push and /passkeys. database: the relay's
+        store in PostgreSQL, in place of a file.
         """
-        world = cls(folder, on_line, make_certificate(folder), environment=environment or {})
+        world = cls(
+            folder, on_line, make_certificate(folder), environment=environment or {}, database=database
+        )
         tls = behind is None
         if behind is not None:
             trust = ("--trusted-proxy", "127.0.0.1")
@@ -68,7 +73,7 @@ class World:
                 world.serve(
                     "tunnel service", "companion-push", "tunnel-service", "--contacts", folder / "contacts", tls=tls,
                 ),
-                world.serve("relay", *relay, "--store", world.relay_store, *_NO_LIMITS, tls=tls),
+                world.serve("relay", *relay, "--store", world.relay_place, *_NO_LIMITS, tls=tls),
                 world.serve(
                     "relying party", "relying-party", "serve", "--store", world.relying_party_store,
                     "--rp-id", "localhost", "--rp-name", "Demo", *relying_party, tls=tls,
@@ -80,6 +85,11 @@ class World:
             world.tunnel = f"{TUNNEL_DOMAIN}={tunnel}"
             world.relay, world.relying_party = queue, rp
             yield world
+
+    @property
+    def relay_place(self) -> str | Path:
+        """Where the relay's store is."""
+        return self.database or self.relay_store
 
     @property
     def relay_store(self) -> Path:
@@ -145,7 +155,7 @@ class World:
         """Make an account code, with which an account's first companion joins."""
         return await self.run_to_end(
             "account system", "companion-push", "account", "add", account,
-            "--store", self.relay_store, "--relay", self.relay,
+            "--store", self.relay_place, "--relay", self.relay,
         )  # fmt: skip
 
     async def found_account(self, who: str, *, account: str = ACCOUNT) -> None:

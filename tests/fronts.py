@@ -15,12 +15,13 @@ from certificates import Certificate
 from tests.programs import ROOT
 
 PAGE: Final = ROOT / "docs/how-to/reverse-proxy.md"
-WRITTEN: Final = "127.0.0.1:8471", "127.0.0.1:8472"  # where the page has two nodes
+RELAYS: Final = ROOT / "docs/how-to/several-relays.md"
+WRITTEN: Final = "127.0.0.1:8471", "127.0.0.1:8472"  # where the pages have two nodes
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: Path = PAGE) -> list[str]:
     """The blocks of the page in that language."""
-    text = PAGE.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 

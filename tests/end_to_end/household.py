@@ -25,7 +25,8 @@ from companion_push.companion.membership import Membership
 from companion_push.companion.relay_client import CompanionRelay
 from companion_push.companion.software_key import ES256, SoftwareKey
 from companion_push.relay.accounts import add_account
-from companion_push.relay.database import open_database
+from companion_push.relay.store_place import store_place
+from companion_push.relay.stores import open_store
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient, RequestStatus
@@ -69,7 +70,7 @@ class Home:
             tuple(f"phone {number} {each}" for each in range(companions)),
             tuple(f"hub {number} {each}" for each in range(devices)),
         )
-        async with open_database(world.relay_store) as database:
+        async with open_store(store_place(str(world.relay_place))) as database:
             now = time.time()
             added = await database.transact(
                 lambda db: add_account(db, name=home.account, now=now, expires_at=int(now) + 600)
