@@ -120,7 +120,6 @@ def test_every_long_option_of_every_program_is_a_setting(name: str) -> None:
 @pytest.mark.parametrize(
     "page",
     [
-        "README.md",
         "docs/tutorial.md",
         "docs/how-to/reverse-proxy.md",
         "docs/how-to/own-tunnel-domain.md",

@@ -1,4 +1,4 @@
-"""The extras: what the programs say where one is not installed, and how the README installs them."""
+"""The extras: what the programs say where one is not installed, and how the page of the installation names them."""
 
 import argparse
 import ast
@@ -277,9 +277,9 @@ def test_every_extra_has_modules_and_all_has_every_extra() -> None:
     assert extras["all"] == [f"headless-passkey[{','.join(sorted(MODULES))}]"]
 
 
-README_INSTALLS = [
+INSTALLS = [
     line.split("  #")[0].strip()
-    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for line in (ROOT / "docs/how-to/install.md").read_text(encoding="utf-8").splitlines()
     if line.startswith("    pip install ")
 ]
 
@@ -295,8 +295,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("line", README_INSTALLS)
-def test_the_install_lines_of_the_readme_work_from_a_clone(clone: Path, line: str) -> None:
+@pytest.mark.parametrize("line", INSTALLS)
+def test_the_install_lines_work_from_a_clone(clone: Path, line: str) -> None:
     """As pip would do it: nothing is fetched, since what the extras need is here."""
     words = shlex.split(line)
     assert words[:2] == ["pip", "install"]
@@ -308,8 +308,8 @@ def test_the_install_lines_of_the_readme_work_from_a_clone(clone: Path, line: st
     assert "WARNING: headless-passkey" not in done.stderr  # such as one about an extra that does not exist
 
 
-def test_the_readme_installs_every_extra_and_nothing_from_an_index() -> None:
-    named = {line.partition("[")[2].partition("]")[0] for line in README_INSTALLS}
+def test_there_is_a_line_for_every_extra_and_nothing_comes_from_an_index() -> None:
+    named = {line.partition("[")[2].partition("]")[0] for line in INSTALLS}
     with (ROOT / "pyproject.toml").open("rb") as file:
         assert named == set(tomllib.load(file)["project"]["optional-dependencies"])
-    assert all(line.startswith("pip install '.[") for line in README_INSTALLS)
+    assert all(line.startswith("pip install '.[") for line in INSTALLS)
