@@ -15,7 +15,7 @@ from hypothesis import settings
 from tests.loop_clock import LoopClock
 from tests.open_things import Open, note_sessions, until_nothing_is_left
 
-collect_ignore = ["ble"]  # those run in a guest: make ble-test
+collect_ignore = ["ble", "peers"]  # in a guest, and with programs of others: make ble-test, make interop
 
 note_sessions()
 
