@@ -1,7 +1,8 @@
 """Private files, readable by their owner only: keys, rings, credentials.
 
-A write is atomic and durable: after a crash the file has its old content or the new one. A read refuses a file that
-other users can read, because its secrets may be known to them.
+A write is atomic and durable: after a crash the file has its old content or the new one. What a writer that was killed
+has left beside the file may hold its secrets: the next write removes it, and so does a removal. A read refuses a file that other users can
+read, because its secrets may be known to them.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import errno
 import fcntl
 import getpass
 import os
+import re
 import secrets
 import stat
 from collections.abc import AsyncIterator, Iterator
@@ -24,6 +26,7 @@ _FIRST_PAUSE: Final = 0.01  # seconds before the next attempt; doubled each time
 _MAX_PAUSE: Final = 0.25
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _WRITERS: Final = stat.S_IWGRP | stat.S_IWOTH
+_UNFINISHED: Final = 16  # random digits in the name of a file that is being written
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -66,20 +69,58 @@ def read_private(path: Path, *, limit: int) -> bytes | None:
 
 def write_private(path: Path, content: bytes) -> None:
     """Write `path` atomically, with mode 0600."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    remove_unfinished(path)
+    fresh = path
     try:
-        with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
+        fresh, descriptor = _begin(path)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        fresh.replace(path)
+            fresh.replace(path)
         _sync_directory(path.parent)
     except OSError as error:
         raise _failed("write", path, error) from error
     finally:
-        with contextlib.suppress(OSError):  # a read-only file system refuses even where there is no file
-            fresh.unlink()
+        if fresh != path:
+            with contextlib.suppress(OSError):  # mostly since it has its name
+                fresh.unlink()
+
+
+def _begin(path: Path) -> tuple[Path, int]:
+    """Open a new file beside `path`, with a lock that says that its writer lives."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(_UNFINISHED // 2)}")
+        descriptor = os.open(fresh, flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink:
+                return fresh, descriptor
+        except BlockingIOError:
+            pass  # another process has taken it for unfinished before it was locked, and removes it
+        except OSError:  # a network file system without locks, where nobody removes anything
+            return fresh, descriptor
+        os.close(descriptor)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what writers of `path` that were killed have left. Whoever writes now holds a lock on its file, which stays."""
+    pattern = re.compile(re.escape(f".{path.name}.") + f"[0-9a-f]{{{_UNFINISHED}}}")
+    with contextlib.suppress(OSError):
+        for entry in list(path.parent.iterdir()):
+            if pattern.fullmatch(entry.name):
+                _remove_unlocked(entry)
+
+
+def _remove_unlocked(path: Path) -> None:
+    with contextlib.suppress(OSError):  # somebody writes it, or has removed it
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def create_private(path: Path, content: bytes) -> None:
@@ -109,6 +150,7 @@ def create_private(path: Path, content: bytes) -> None:
 
 def remove_private(path: Path) -> None:
     """Remove `path`, if it exists."""
+    remove_unfinished(path)
     try:
         path.unlink()
         _sync_directory(path.parent)

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -125,6 +126,81 @@ def test_a_write_that_fails_on_the_way_leaves_nothing_beside_the_old_file(
         write_private(tmp_path / "file", b"new")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert read_private(tmp_path / "file", limit=10) == b"old"
+
+
+KILLED_WHILE_IT_WRITES = """
+import os, sys
+from pathlib import Path
+from headless_passkey.process import private_file
+os.fsync = lambda _: print("written", flush=True) or sys.stdin.read()
+private_file.write_private(Path(sys.argv[1]), b"a secret")
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@asynccontextmanager
+async def writing(path: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that has written, and has not given the file its name."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", KILLED_WHILE_IT_WRITES, str(path)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"written\n"
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize(
+    "change", [lambda path: write_private(path, b"new"), remove_private], ids=["write", "remove"]
+)
+async def test_what_a_killed_writer_has_left_is_removed(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "state"
+    write_private(path, b"old")
+    async with writing(path) as process:
+        process.kill()
+        await process.wait()
+        assert b"a secret" in contents(tmp_path).values()
+        other = tmp_path / ".state.beside"
+        other.write_bytes(b"of somebody else")
+        change(path)
+    assert contents(tmp_path) == {other.name: b"of somebody else"} | (
+        {path.name: b"new"} if path.exists() else {}
+    )
+
+
+async def test_a_file_that_somebody_writes_now_stays(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    async with writing(path) as process:
+        write_private(path, b"new")
+        assert path.read_bytes() == b"new"
+        await process.communicate(b"")
+        assert process.returncode == 0
+    assert contents(tmp_path) == {path.name: b"a secret"}
+
+
+def test_many_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+
+    def write(number: int) -> None:
+        for _ in range(50):
+            write_private(path, bytes([number]) * 1000)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, range(4)))
+    assert len(path.read_bytes()) == 1000
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_new_file_is_its_owners_alone_and_replaces_nothing(tmp_path: Path) -> None:
