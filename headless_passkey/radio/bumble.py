@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from bumble.core import AdvertisingData
 from bumble.device import Advertisement, Device
 from bumble.hci import Address, HCI_Reset_Command
+from bumble.host import Host
 from bumble.transport import open_transport
 from bumble.transport.common import TransportSpecError
 
@@ -109,13 +110,19 @@ class BumbleRadio:
             finally:
                 if host in self._hosts:
                     self._hosts.remove(host)
-                await last_words(lost, device.stop_scanning)
+                await last_words(device, lost, device.stop_scanning)
+
+
+class OpenDevice(Device):
+    """A host that remembers whether its controller still answers."""
+
+    answers = True
 
 
 class _Host:
     """A host that a scan and its connections share; the last one closes it."""
 
-    def __init__(self, device: Device, lost: "asyncio.Future[None]", opened: AsyncExitStack) -> None:
+    def __init__(self, device: OpenDevice, lost: "asyncio.Future[None]", opened: AsyncExitStack) -> None:
         self.device, self.lost, self._opened, self._users = device, lost, opened, 0
         self.connecting = asyncio.Lock()  # a controller makes one connection at a time
 
@@ -137,7 +144,7 @@ def _address(address: str, kind: AddressType) -> Address:
 
 
 @asynccontextmanager
-async def open_device(transport: str) -> AsyncIterator[tuple[Device, asyncio.Future[None]]]:
+async def open_device(transport: str) -> AsyncIterator[tuple[OpenDevice, asyncio.Future[None]]]:
     """Open a controller and power its host on, under a random static address; returns the host, and a future for its loss.
 
     The future is done when the controller is lost. `UsageError` for an unknown transport, `TransportError` when it
@@ -157,15 +164,20 @@ async def open_device(transport: str) -> AsyncIterator[tuple[Device, asyncio.Fut
     )  # retrieved, so that asyncio logs no warning
     async with opened:
         address = Address.generate_static_address()
-        device = Device.with_hci("headless-passkey", address, opened.source, opened.sink)
+        device = OpenDevice("headless-passkey", address, host=Host(opened.source, opened.sink))
         try:
             async with controller_errors():
                 await undisturbed(device.power_on())
             yield device, lost
         finally:
             # a controller does not notice that its host is gone, and would go on scanning or advertising
-            await last_words(lost, lambda: device.host.send_sync_command(HCI_Reset_Command()))
-            await last_words(lost, device.power_off)
+            await last_words(device, lost, lambda: device.host.send_sync_command(HCI_Reset_Command()))
+            if not device.answers:  # it may come to itself, and nobody waits for that
+                with contextlib.suppress(Exception):
+                    device.host.send_hci_packet(HCI_Reset_Command())
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(STOP_TIMEOUT):
+                    await device.power_off()  # which says nothing to the controller
 
 
 def _cannot_open(transport: str, error: Exception) -> HeadlessPasskeyError:
@@ -251,12 +263,21 @@ async def undisturbed(work: Coroutine[Any, Any, _T]) -> _T:
     return await to_its_end(work, seconds=STOP_TIMEOUT)
 
 
-async def last_words(lost: asyncio.Future[None], say: Callable[[], Awaitable[object]]) -> None:
-    """Send a last command while closing; its failure is ignored."""
-    if not lost.done():
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(STOP_TIMEOUT):
-                await say()
+async def last_words(
+    device: OpenDevice, lost: asyncio.Future[None], say: Callable[[], Awaitable[object]]
+) -> None:
+    """Send a last command while closing; its failure is ignored. It is the last one indeed to a controller that does not answer in
+    time: bumble would take the late answer for the answer to the next command.
+    """
+    if lost.done() or not device.answers:
+        return
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT):
+            await say()
+    except TimeoutError:
+        device.answers = False
+    except Exception as error:  # noqa: BLE001  bumble's own errors share no useful base
+        logger.debug("a last command failed: %s", error)
 
 
 def _fido_service_data(data: AdvertisingData) -> list[bytes]:

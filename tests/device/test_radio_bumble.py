@@ -1,15 +1,18 @@
 """The bumble radio against emulated controllers in this process."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from bumble.device import AdvertisingType
 
 from companion_push.emulation.controllers import Air, Host
 from headless_passkey.errors import TransportError, UsageError
-from headless_passkey.radio.bumble import BumbleRadio, open_device
+from headless_passkey.radio.bumble import STOP_TIMEOUT, BumbleRadio, open_device
+from tests.loop_clock import LoopClock
 from tests.ports import reserved_port
 
 FFF9, FDE2 = b"\xf9\xff", b"\xe2\xfd"
@@ -146,3 +149,82 @@ async def test_a_name_that_names_no_transport_is_a_usage_error(transport: str) -
     with pytest.raises(UsageError):
         async with BumbleRadio(transport).adverts():
             pass
+
+
+RESET, STOP_SCANNING = b"\x03\x0c", b"\x42\x20"  # opcodes, in answers
+
+
+class Slow:
+    """What stands before a controller, and holds its answers back."""
+
+    def __init__(self) -> None:
+        self.holds = False
+        self.held = bytearray()
+        self._news = asyncio.Event()
+        self._host: asyncio.StreamWriter | None = None
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def before(cls, transport: str) -> AsyncIterator[tuple["Slow", str]]:
+        slow = cls()
+
+        async def carry(near: asyncio.StreamReader, to_near: asyncio.StreamWriter) -> None:
+            far, to_far = await asyncio.open_connection("127.0.0.1", int(transport.rpartition(":")[2]))
+            slow._host = to_near
+            answering = asyncio.create_task(slow._answer(far))
+            while data := await near.read(1 << 16):
+                to_far.write(data)
+            to_far.write_eof()
+            await answering  # which ends when the controller is unplugged
+            to_far.transport.abort()
+            to_near.transport.abort()
+
+        def connected(near: asyncio.StreamReader, to_near: asyncio.StreamWriter) -> None:
+            slow._jobs.add(asyncio.create_task(carry(near, to_near)))
+
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        async with server:
+            yield slow, f"tcp-client:127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await asyncio.wait(slow._jobs)
+
+    async def _answer(self, far: asyncio.StreamReader) -> None:
+        while data := await far.read(1 << 16):
+            self.held += data
+            self._news.set()
+            if not self.holds:
+                self.go_on()
+
+    def go_on(self) -> None:
+        """All that was held back, at once."""
+        assert self._host is not None
+        self._host.write(bytes(self.held))
+        self.held.clear()
+
+    async def until(self, opcode: bytes) -> None:
+        """Until the controller has answered a command."""
+        while opcode not in self.held:
+            self._news.clear()
+            await self._news.wait()
+
+
+@pytest.mark.parametrize("comes_to_itself", [True, False])
+async def test_a_controller_that_answers_late_while_it_is_closed_disturbs_nobody(
+    air: tuple[Air, str], loop_clock: LoopClock, caplog: pytest.LogCaptureFixture, *, comes_to_itself: bool
+) -> None:
+    async with Slow.before(air[1]) as (slow, transport):
+
+        async def scan() -> None:
+            async with BumbleRadio(transport).adverts():
+                slow.holds = True
+
+        scanning = asyncio.create_task(scan())
+        await slow.until(STOP_SCANNING)
+        loop_clock.passes(STOP_TIMEOUT)
+        await slow.until(RESET)  # it is told to stop, all the same
+        if comes_to_itself:
+            slow.go_on()
+        else:
+            loop_clock.passes(STOP_TIMEOUT)
+        await scanning
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []

@@ -15,6 +15,7 @@ from companion_push.companion.advertiser.advertiser import unless_lost
 from headless_passkey.errors import LocalProtocolError, TransportError
 from headless_passkey.process.tasks import end_quietly
 from headless_passkey.radio.bumble import (
+    OpenDevice,
     controller_errors,
     controller_lost,
     last_words,
@@ -58,7 +59,7 @@ class BumbleAdvertiser:
 class BumbleListener:
     """A server for channels, with a connectable advert."""
 
-    def __init__(self, device: Device, lost: "asyncio.Future[None]") -> None:
+    def __init__(self, device: OpenDevice, lost: "asyncio.Future[None]") -> None:
         self._device, self._lost = device, lost
         self._waiting: deque[BumbleChannel] = deque()
         self._came = asyncio.Event()
@@ -117,7 +118,7 @@ class BumbleListener:
 
 @asynccontextmanager
 async def _on_the_air(
-    device: Device, lost: "asyncio.Future[None]", data: bytes, *, connectable: bool = False
+    device: OpenDevice, lost: "asyncio.Future[None]", data: bytes, *, connectable: bool = False
 ) -> AsyncIterator[None]:
     async with controller_errors():
         await undisturbed(_start(device, data, connectable=connectable))
@@ -126,7 +127,7 @@ async def _on_the_air(
         async with unless_lost(lost, controller_lost):
             yield
     finally:
-        await last_words(lost, lambda: _stop(device))
+        await last_words(device, lost, lambda: _stop(device))
 
 
 def advertising_data(service_data: bytes) -> bytes:
