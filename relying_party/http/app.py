@@ -8,6 +8,7 @@ It can be mounted in a service (docs/how-to/relying-party.md): ``who(request, ap
 handlers who is signed in, ``well_known_routes`` are for the root of its address.
 """
 
+import asyncio
 import logging
 import math
 import secrets
@@ -303,7 +304,14 @@ def make_metrics_app(app: web.Application) -> web.Application:
     async def get_metrics(_: web.Request) -> web.Response:
         return web.Response(body=app[METRICS].text().encode(), headers={"Content-Type": CONTENT_TYPE})
 
+    async def watched_loop(_: web.Application) -> AsyncIterator[None]:
+        watching = asyncio.create_task(app[METRICS].watch_loop())
+        yield
+        watching.cancel()
+        await asyncio.wait({watching})
+
     metrics = web.Application(handler_args={"logger": http_logger})
+    metrics.cleanup_ctx.append(watched_loop)
     metrics.router.add_get("/metrics", get_metrics)
     return metrics
 

@@ -1,17 +1,20 @@
-"""Metrics in the Prometheus text format (version 0.0.4). Pure; they hold neither users nor credentials.
+"""Metrics in the Prometheus text format (version 0.0.4). They hold neither users nor credentials, and do no I/O.
 
 Each label has a few fixed values, so that clients cannot create time series (cardinality).
 """
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Final
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX: Final = "relying_party_"
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+LAG_SECONDS: Final = 0.5  # between two looks at the event loop
 HELP: Final = {
     "requests_total": ("counter", "Requests by route and status."),
     "request_seconds": ("histogram", "Time from a request's head to its answer."),
+    "loop_lag_seconds": ("histogram", f"How late the event loop was, looked at every {LAG_SECONDS} s."),
     "ceremonies_total": ("counter", "Ceremonies by purpose, kind of client and outcome."),
     "refusals_total": ("counter", "Ceremonies that did not verify, by the check that failed."),
     "backup_eligibility_changes_total": (
@@ -36,13 +39,38 @@ _Labels = tuple[tuple[str, str], ...]
 
 
 @dataclass(slots=True)
+class _Histogram:
+    """Times, counted by the bounds of `SECONDS`."""
+
+    _buckets: list[int] = field(default_factory=lambda: [0] * len(SECONDS))
+    _sum: float = 0.0
+    _count: int = 0
+
+    def observe(self, seconds: float) -> None:
+        self._count += 1
+        self._sum += seconds
+        for index, most in enumerate(SECONDS):
+            self._buckets[index] += seconds <= most
+
+    def lines(self, name: str) -> list[str]:
+        buckets = [*zip(map(str, SECONDS), self._buckets, strict=True), ("+Inf", self._count)]
+        return [
+            *(f'{PREFIX}{name}_bucket{{le="{most}"}} {count}' for most, count in buckets),
+            f"{PREFIX}{name}_sum {self._sum:.6f}",
+            f"{PREFIX}{name}_count {self._count}",
+        ]
+
+
+@dataclass(slots=True)
 class Metrics:
     """The counters of one application."""
 
     _counts: dict[tuple[str, _Labels], int] = field(default_factory=dict)
-    _buckets: list[int] = field(default_factory=lambda: [0] * len(SECONDS))
-    _seconds: float = 0.0
-    _requests: int = 0
+    _histograms: dict[str, _Histogram] = field(
+        default_factory=lambda: {
+            name: _Histogram() for name, (kind, _) in HELP.items() if kind == "histogram"
+        }
+    )
 
     def count(self, name: str, **labels: str) -> None:
         key = (name, tuple(labels.items()))
@@ -50,16 +78,21 @@ class Metrics:
 
     def request(self, *, route: str, status: int, seconds: float) -> None:
         self.count("requests_total", route=route, status=str(status))
-        self._requests += 1
-        self._seconds += seconds
-        for index, most in enumerate(SECONDS):
-            self._buckets[index] += seconds <= most
+        self._histograms["request_seconds"].observe(seconds)
+
+    async def watch_loop(self) -> None:
+        """Look regularly how late the event loop runs what is due, until it is cancelled: for so long everybody waits."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_SECONDS
+            await asyncio.sleep(LAG_SECONDS)
+            self._histograms["loop_lag_seconds"].observe(max(0.0, loop.time() - due))
 
     def text(self) -> str:
         lines = []
         for name, (kind, about) in HELP.items():
             lines += [f"# HELP {PREFIX}{name} {about}", f"# TYPE {PREFIX}{name} {kind}"]
-            lines += self._histogram(name) if kind == "histogram" else self._counters(name)
+            lines += self._histograms[name].lines(name) if name in self._histograms else self._counters(name)
         return "\n".join(lines) + "\n"
 
     def _counters(self, name: str) -> list[str]:
@@ -67,14 +100,6 @@ class Metrics:
             f"{PREFIX}{name}{_braces(labels)} {count}"
             for (counted, labels), count in sorted(self._counts.items())
             if counted == name
-        ]
-
-    def _histogram(self, name: str) -> list[str]:
-        buckets = [*zip(map(str, SECONDS), self._buckets, strict=True), ("+Inf", self._requests)]
-        return [
-            *(f'{PREFIX}{name}_bucket{{le="{most}"}} {count}' for most, count in buckets),
-            f"{PREFIX}{name}_sum {self._seconds:.6f}",
-            f"{PREFIX}{name}_count {self._requests}",
         ]
 
 

@@ -1,5 +1,6 @@
 """What is counted: where it is told, in which form, and about nobody in particular."""
 
+import asyncio
 import re
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from relying_party.http.app import make_metrics_app
-from relying_party.http.metrics import HELP, PREFIX, Metrics
+from relying_party.http.metrics import HELP, LAG_SECONDS, PREFIX, Metrics
+from tests.loop_clock import LoopClock
 from tests.rp.authenticator_double import Faults, b64
 from tests.rp.clients import Browser, Device, Site
 
@@ -83,4 +85,19 @@ def test_everything_that_is_counted_is_explained() -> None:
     source = "".join(path.read_text() for path in (Path(__file__).parents[2] / "relying_party").rglob("*.py"))
     counted = set(re.findall(r'\.count\(\s*"([a-z_]+)"', source))
     assert counted <= set(HELP)
-    assert set(HELP) - counted == {"request_seconds"}
+    assert set(HELP) - counted == {"request_seconds", "loop_lag_seconds"}
+
+
+async def test_the_event_loop_is_watched_while_the_metrics_are_served(
+    site: Site, loop_clock: LoopClock
+) -> None:
+    async with TestClient(TestServer(make_metrics_app(site.app))) as http:
+        lag = f"{PREFIX}loop_lag_seconds"
+        while True:
+            await asyncio.sleep(0)  # the task looks at the clock, and waits
+            loop_clock.passes(LAG_SECONDS + 60)
+            async with http.get("/metrics") as response:
+                text = await response.text()
+            if f"{lag}_count 0" not in text:
+                break
+    assert f'{lag}_bucket{{le="5.0"}} 0' in text, "it was a minute late"
