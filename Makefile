@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast test-stores coverage properties mutants check lint types imports docs recording site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run bench lock clean
+.PHONY: help demo test test-fast test-stores coverage properties mutants check lint types imports docs recording site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run chaos soak bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,12 @@ interop: $(VENV)/check.done  ## programs of others (pxp, kanidm's, snow) with ou
 
 keycloak-run: $(VENV)/check.done  ## founding and reset by sign-ins at a real Keycloak, by Maven; writes what worked into docs/how-to/openid-connect.md
 	@PYTHONPATH=. $(BIN)/python scripts/keycloak-run
+
+chaos: $(VENV)/check.done  ## hundreds of sign-ins while a conductor breaks what can break; CHAOS="--seed 7 --sign-ins 60", CHAOS=--short, CHAOS=--help
+	@PYTHONPATH=examples:. $(BIN)/python -m tests.chaos.run $(CHAOS)
+
+soak: $(VENV)/check.done  ## sign-ins at a fixed rate for an hour, and the servers' memory and event loops meanwhile; SOAK="--minutes 5"
+	@PYTHONPATH=examples:. $(BIN)/python benchmarks/soak.py $(SOAK)
 
 bench: $(VENV)/check.done system-packages  ## how fast and how large device, core, relying party, radio, relay and tunnel service are: prints benchmarks/RESULTS.md, writes and draws it
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/device.py --write

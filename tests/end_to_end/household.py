@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import json
 import os
+import shutil
 import sqlite3
 import ssl
 import time
@@ -70,19 +71,25 @@ class Home:
             tuple(f"phone {number} {each}" for each in range(companions)),
             tuple(f"hub {number} {each}" for each in range(devices)),
         )
-        async with open_store(store_place(str(world.relay_place))) as database:
+        await home.found()
+        return home
+
+    async def found(self) -> None:
+        """Found the account at the relay, and let everybody in."""
+        async with open_store(store_place(str(self.world.relay_place))) as database:
             now = time.time()
             added = await database.transact(
-                lambda db: add_account(db, name=home.account, now=now, expires_at=int(now) + 600)
+                lambda db: add_account(db, name=self.account, now=now, expires_at=int(now) + 600)
             )
         assert added is not None
-        code = AccountCode(relay_url=world.relay, account=added[0], account_name=home.account, code=added[1])
-        await home.membership(home.phone).join(code.encode(), label=home.phone)
-        for name in home.companions[1:]:
-            await home.let_in(Role.COMPANION, name)
-        for name in home.devices:
-            await home.let_in(Role.DEVICE, name)
-        return home
+        code = AccountCode(
+            relay_url=self.world.relay, account=added[0], account_name=self.account, code=added[1]
+        )
+        await self.membership(self.phone).join(code.encode(), label=self.phone)
+        for name in self.companions[1:]:
+            await self.let_in(Role.COMPANION, name)
+        for name in self.devices:
+            await self.let_in(Role.DEVICE, name)
 
     async def let_in(self, kind: Role, who: str, *, rp_ids: tuple[str, ...] | None = None) -> Member:
         invitation: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -238,7 +245,7 @@ def put_back(store: Path, copy: Path | None) -> None:
     for suffix in ("", "-wal", "-shm"):
         Path(f"{store}{suffix}").unlink(missing_ok=True)
     if copy is not None:
-        copy.rename(store)
+        shutil.move(copy, store)  # which may be on another file system
         store.chmod(0o600)
 
 

@@ -1,0 +1,524 @@
+"""The conductor of a chaotic run: it carries a plan out, and checks after each round what must hold whatever happened.
+
+What must hold: a sign-in ends in a session or in an error of a known kind, within its deadline; a request is opened by one companion
+alone; an approval makes one session at the most; a session that a device was given is there; when the faults are over, a sign-in works;
+and no connection, file or process is left.
+"""
+
+import asyncio
+import errno
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from programs import Program, ProgramFailed, event
+
+from headless_passkey.errors import ExitStatus, HeadlessPasskeyError
+from tests.chaos.junction import Trouble, sockets
+from tests.chaos.plan import COMPANIONS, Fault, Kind, Plan, Round
+from tests.chaos.town import TIMEOUT, Heard, Town
+from tests.end_to_end.household import Home, Session, copied, processes, put_back
+
+GRACE: Final = 45.0  # seconds after its deadline until a sign-in counts as hanging: what a slow machine needs to start and to end it
+PATIENCE: Final = 60.0  # seconds for what must come
+ROGUE: Final = Path(__file__).parents[2] / "examples" / "rogue_relay.py"
+# how a sign-in may end that met faults; each is told with a reason and advice
+ENDS: Final = frozenset({ExitStatus.DONE, ExitStatus.TRANSPORT, ExitStatus.EXPIRED})
+# and where clocks were wrong, the relay had forgotten, or it withheld
+DISTRUSTED: Final = {Kind.JUMP, Kind.ROLL_BACK, Kind.WITHHOLD, Kind.REMOVE}
+KILLED: Final = -signal.SIGKILL
+KEEP: Final[Mapping[str, Sequence[str]]] = {  # which programs that stay keep connections to a server
+    "relay": ("companion", "device"),
+    "relying party": ("device",),
+    "tunnel service": ("phone",),
+}
+KEPT: Final = 4  # connections that one of them keeps at the most
+REMOVED: Final = ExitStatus.NOT_ENROLLED
+ADRIFT: Final = re.compile(r"^\..*\.[0-9a-f]{16}$")  # a private file that is being written
+
+
+class Broken(Exception):  # noqa: N818  it says what does not hold
+    """Something that must hold does not."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run has done."""
+
+    sign_ins: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    missed: int = 0  # faults whose moment did not come
+
+
+@dataclass(slots=True)
+class Conductor:
+    """Carries out a plan in a town."""
+
+    town: Town
+    plan: Plan
+    marker: tuple[str, str]
+    say: Callable[[str], None]
+    tally: Tally = field(default_factory=Tally)
+    _copies: list[Path] = field(default_factory=list)
+    _began: int = 0  # of the round, in what was heard
+    _files: frozenset[str] = frozenset()
+    _over: bool = False  # the round's sign-ins have ended
+    _busy: dict[str, asyncio.Lock] = field(default_factory=dict)  # by program: one fault at a time
+
+    async def run(self) -> None:
+        """Carry the plan out; `Broken` when something does not hold."""
+        for home in self.town.homes:
+            await self._must_sign_in(home)
+        self._files = self._all_files()
+        for each in self.plan.rounds:
+            try:
+                await self._round(each)
+            except Broken as error:
+                raise Broken(f"round {each.number}: {error}") from error
+        for home in [*self.town.homes]:
+            await self._must_sign_in(home)
+        await self._all_stops()
+
+    # A round
+
+    async def _round(self, one: Round) -> None:
+        town = self.town
+        self._copy_store()
+        self._began, self._over, self._busy = len(town.heard), False, {}
+        sessions_before = self._session_ids()
+        faults = [fault for _, fault in one.faults]
+        for number, fault in one.faults:
+            self.say(f"round {one.number}: fault {number}: {fault}")
+        devices = [asyncio.create_task(self._sign_in(number, faults)) for number, _ in enumerate(town.homes)]
+        conducting = [asyncio.create_task(self._conduct(fault)) for fault in faults]
+        try:
+            results = await asyncio.gather(*devices)
+            self._over = True
+            town.news.set()
+            await asyncio.gather(*conducting)
+        finally:
+            for task in [*devices, *conducting]:
+                task.cancel()
+            await asyncio.wait([*devices, *conducting])
+        await self._mend()
+        self._check_claims(faults)
+        self._check_sessions(sessions_before)
+        for home, worked in zip(town.homes, results, strict=True):
+            if worked and not any(fault.kind is Kind.JUMP for fault in faults):
+                await self._check_session(home)
+        await self._must_sign_in(town.homes[one.number % len(town.homes)])
+        await self._nothing_is_left()
+
+    async def _sign_in(self, number: int, faults: list[Fault]) -> bool:
+        """One sign-in; returns whether it made a session."""
+        home = self.town.homes[number]
+        began = time.monotonic()
+        stopped = sum(fault.seconds for fault in faults)
+        ended = await self._ended(home, TIMEOUT, TIMEOUT + stopped + GRACE)
+        self._check_end(ended, faults)
+        why = (ended.failure or {}).get("reason")
+        killed = ended.status == KILLED
+        self.tally.ends[
+            "session" if ended.status == 0 else "killed" if killed else f"{ended.status} {why}"
+        ] += 1
+        self.say(f"    home {number}: {ended.status} {why or ''} after {time.monotonic() - began:.1f} s")
+        return ended.status == 0
+
+    async def _ended(self, home: Home, seconds: float, patience: float) -> "_End":
+        """Sign in, and see it end; `Broken` when it does not. seconds: for the sign-in. patience: seconds until it counts as hanging."""
+        self.tally.sign_ins += 1
+        device = self.town.running.get(home.hub)
+        began = 0 if device is None else len(device.said)
+        try:
+            async with asyncio.timeout(patience):
+                if device is None:
+                    device = await self.town.device(home.hub, "sign-in", "--timeout", str(seconds))
+                    output = await device.output()
+                    status = await device.wait()
+                    if (status == 0) != bool(output):
+                        raise Broken(f"{device.name} ended with {status} and said {output!r}")
+                    self.town.dismiss(device)
+                else:
+                    status = await _one_more(device, seconds)
+        except TimeoutError:
+            raise Broken(f"the sign-in of {home.hub} hangs: {device and device.said[-5:]}") from None
+        said = device.said[began:]
+        failures = [each for each in map(event, said) if each is not None and "error" in each]
+        return _End(home.hub, status, said, failures[-1] if failures else None)
+
+    def _check_end(self, end: "_End", faults: list[Fault]) -> None:
+        """A session, or an error of a known kind."""
+        said = "\n".join(end.said[-12:])
+        if any("Traceback" in line for line in end.said):
+            raise Broken(f"a traceback of {end.device}:\n{said}")
+        if end.status == KILLED and any(
+            fault.kind is Kind.KILL and fault.target == end.device for fault in faults
+        ):
+            return
+        may = ENDS | ({ExitStatus.NOT_TRUSTED} if DISTRUSTED & {fault.kind for fault in faults} else set())
+        if end.status not in may:
+            raise Broken(f"{end.device} ended with {end.status}:\n{said}")
+        if end.status != 0 and (end.failure is None or not end.failure["message"]):
+            raise Broken(f"{end.device} ended with {end.status} and told no failure:\n{said}")
+
+    # Faults
+
+    async def _conduct(self, fault: Fault) -> None:
+        """Wait for the moment of a fault, make it, and end it."""
+        if not await self._moment(fault):
+            self.tally.missed += 1
+            return
+        async with self._busy.setdefault(fault.target, asyncio.Lock()):
+            self.tally.faults[fault.kind] += 1
+            match fault.kind:
+                case Kind.KILL:
+                    await self._kill(fault)
+                case Kind.STOP:
+                    await self._stop(fault)
+                case Kind.CUT | Kind.DELAY | Kind.SWALLOW | Kind.DEAFEN:
+                    await self._trouble(fault)
+                case Kind.FILL:
+                    await self._fill(fault)
+                case Kind.JUMP:
+                    self.town.jump(self._member(fault.target), fault.amount)
+                    await asyncio.sleep(fault.seconds)
+                    self.town.jump(self._member(fault.target), 0)
+                case Kind.ROLL_BACK:
+                    await self._roll_back(fault)
+                case Kind.REMOVE:
+                    await self._remove(fault)
+                case Kind.WITHHOLD:
+                    await self._withhold(fault)
+
+    async def _moment(self, fault: Fault) -> bool:
+        """Wait for it; returns whether it came before the sign-ins were over."""
+        looked_at, town = self._began, self.town
+        while fault.moment != "begun":
+            town.news.clear()
+            fresh = town.heard[looked_at:]
+            looked_at += len(fresh)
+            if any(each.home == fault.home and each.said.get("stage") == fault.moment for each in fresh):
+                break
+            if self._over:
+                return False
+            await town.news.wait()
+        return True
+
+    def _member(self, target: str) -> str:
+        """The name under which a program of the plan runs."""
+        return self.town.members.get(target, target)
+
+    def _program(self, target: str) -> Program | None:
+        """The program that a plan means, None where it does not run."""
+        if target in self.town.servers:
+            return self.town.servers[target][0]
+        if target in self.town.running:
+            return self.town.running[target]
+        return next((each for each in self.town.programs if each.name == target), None)
+
+    async def _kill(self, fault: Fault) -> None:
+        program = self._program(fault.target)
+        if program is None:
+            return
+        program.kill()
+        await program.wait()
+        await asyncio.sleep(fault.seconds)
+        await self._back(fault.target)
+
+    async def _back(self, target: str) -> None:
+        """Start again what has ended, except for programs of one sign-in."""
+        if target in self.town.servers:
+            if self.town.servers[target][0].process.returncode is not None:
+                await self.town.restart(target)
+        elif target in self.town.running:
+            program = self.town.running[target]
+            if program.process.returncode is not None:
+                self.town.dismiss(program)
+                await self.town.attend(target)
+
+    async def _stop(self, fault: Fault) -> None:
+        program = self._program(fault.target)
+        if program is None:
+            return
+        _send(program, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(fault.seconds)
+        finally:
+            _send(program, signal.SIGCONT)
+
+    async def _trouble(self, fault: Fault) -> None:
+        junction, party = self.town.junctions[fault.server], self._member(fault.target)
+        trouble = junction.troubles.setdefault(party, Trouble())
+        match fault.kind:
+            case Kind.CUT:
+                trouble.cut = True
+                junction.break_calls(party)
+            case Kind.DELAY:
+                trouble.delay = fault.amount
+            case Kind.SWALLOW:
+                trouble.swallows = True
+            case _:
+                trouble.deaf = True
+        await asyncio.sleep(fault.seconds)
+        junction.troubles[party] = Trouble()
+        junction.break_calls(party, swallowed_only=True)
+
+    async def _fill(self, fault: Fault) -> None:
+        store = self.town.relay_store if fault.target == "relay" else self.town.relying_party_store
+        with _filled(store.parent):
+            await asyncio.sleep(fault.seconds)
+
+    async def _roll_back(self, fault: Fault) -> None:
+        copy = self._copies[max(0, len(self._copies) - 1 - int(fault.amount))]
+        await self._end_server("relay")
+        again = copy.with_suffix(".again")
+        shutil.copy(copy, again)
+        put_back(self.town.relay_store, again)
+        await self.town.restart("relay")
+
+    async def _end_server(self, name: str) -> None:
+        program = self.town.servers[name][0]
+        if program.process.returncode is None:
+            await program.stop()
+
+    async def _remove(self, fault: Fault) -> None:
+        home = self.town.homes[fault.home]
+        with suppress(
+            HeadlessPasskeyError, AssertionError
+        ):  # the relay is not there, or the ring has changed
+            await home.remove(self._member(fault.target))
+
+    async def _withhold(self, fault: Fault) -> None:
+        await self._end_server("relay")
+        honest, command = self.town.servers["relay"]
+        self.town.dismiss(honest)
+        at = command.index("relay")
+        rogue = await self.town.run("relay", sys.executable, ROGUE, "--mode", "withhold", *command[at + 1 :])
+        self.town.servers["relay"] = rogue, command
+        await rogue.line()
+        await asyncio.sleep(fault.seconds)
+        await self._end_server("relay")
+        await self.town.restart("relay")
+
+    # After a round
+
+    async def _mend(self) -> None:
+        """All programs run again, and nothing is wrong with links and clocks."""
+        town = self.town
+        for name, (program, _) in [*town.servers.items()]:
+            status = program.process.returncode
+            if status is not None and status != KILLED:
+                raise Broken(f"the {name} has ended with {status}: {program.said[-10:]}")
+            if any("Traceback" in line for line in program.said):
+                raise Broken(f"a traceback of the {name}: {program.said[-30:]}")
+            await self._back(name)
+        removed = [
+            each for each in town.running if each.startswith("companion") and await self._was_removed(each)
+        ]
+        for who, program in [*town.running.items()]:
+            if any("Traceback" in line for line in program.said):
+                raise Broken(f"a traceback of {who}: {program.said[-30:]}")
+            if who in removed:
+                status = await program.wait(timeout=PATIENCE)
+                if status not in (REMOVED, KILLED):
+                    raise Broken(f"{who} was removed and ended with {status}: {program.said[-10:]}")
+                town.dismiss(program)
+                await town.move_in(town.homes[int(who.split()[1][0])], who)
+                continue
+            status = program.process.returncode
+            if status is not None and status != KILLED:
+                raise Broken(f"{who} has ended with {status}: {program.said[-10:]}")
+            await self._back(who)
+
+    async def _was_removed(self, who: str) -> bool:
+        """Whether a companion is no member any more, by what its home's first companion knows."""
+        home = self.town.homes[int(who.split()[1][0])]
+        member = self._member(who)
+        if member == home.phone or COMPANIONS[int(who.split()[1][0])] == 1:
+            return False
+        head, why = await home.membership(home.phone).members()
+        if why is not None:
+            raise Broken(f"home {who} does not learn its ring: {why}")
+        return head.member(home.identity(member).keys.name) is None
+
+    def _heard(self) -> list[Heard]:
+        """What was said in this round."""
+        return self.town.heard[self._began :]
+
+    def _check_claims(self, faults: list[Fault]) -> None:
+        """A request is opened by one companion, and no phone answers it twice; where a companion has not kept its claim, another one has it."""
+        opened: dict[str, set[str]] = {}
+        finished: Counter[str] = Counter()
+        for each in self._heard():
+            request = each.said.get("request")
+            if request and each.said.get("stage") == "opened":
+                opened.setdefault(request, set()).add(each.who)
+            if request and each.said.get("stage") == "finished":
+                finished[request] += 1
+        for request, count in finished.items():
+            if count > 1:
+                raise Broken(f"request {request} was answered {count} times")
+        for request, by in opened.items():
+            lost = {"relay", *by} & {fault.target for fault in faults}  # where a claim may have been lost
+            if len(by) > 1 and not lost:
+                raise Broken(f"request {request} was opened by {sorted(by)}")
+
+    def _session_ids(self) -> set[bytes]:
+        """The sessions that the relying party keeps."""
+        with closing(sqlite3.connect(f"file:{self.town.relying_party_store}?mode=ro", uri=True)) as store:
+            return {row[0] for row in store.execute("SELECT session_id FROM sessions")}
+
+    def _check_sessions(self, before: set[bytes]) -> None:
+        """There are not more sessions than approvals."""
+        fresh = len(self._session_ids() - before)
+        approvals = sum(each.said.get("stage") == "phone-answered" for each in self._heard())
+        if fresh > approvals:
+            raise Broken(f"{fresh} sessions of {approvals} approvals")
+
+    async def _check_session(self, home: Home) -> None:
+        """The session that the device was given is one."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await Session.of(home, home.hub).get()
+        except (HeadlessPasskeyError, TimeoutError) as error:
+            raise Broken(f"the session of {home.hub} is lost: {error!r}") from error
+
+    async def _must_sign_in(self, home: Home) -> None:
+        """A sign-in without faults works."""
+        ended = await self._ended(home, 2 * PATIENCE, 4 * PATIENCE)
+        if ended.status != 0:
+            raise Broken(
+                f"after the faults {home.hub} does not sign in, but ends with {ended.status}: {ended.said[-12:]}"
+            )
+        self.tally.ends["session, after the faults"] += 1
+        await self._check_session(home)
+
+    async def _nothing_is_left(self) -> None:
+        """No connection but those of programs that stay, and no file."""
+        for name in self.town.junctions:
+            await self._until_none(partial(self._strange_calls, name))
+        adrift = [each for each in self._all_files() - self._files if ADRIFT.match(Path(each).name)]
+        if adrift:
+            raise Broken(f"files are left: {sorted(adrift)}")
+
+    def _strange_calls(self, server: str) -> str:
+        """The connections to a server that should not be there, for people."""
+        kinds = KEEP.get(server, ())
+        keepers = {self._member(who) for who in self.town.running if who.partition(" ")[0] in kinds}
+        by = Counter(call.party for call in self.town.junctions[server].calls)
+        strange = [
+            f"{count} by {party or 'a program that has ended'}"
+            for party, count in by.items()
+            if count > (KEPT if party in keepers else 0)
+        ]
+        return f"connections to the {server} are left, {', '.join(strange)}" if strange else ""
+
+    async def _until_none(self, left: Callable[[], str]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while said := left():
+            if time.monotonic() > deadline:
+                raise Broken(said)
+            await asyncio.sleep(0.05)
+
+    def _all_files(self) -> frozenset[str]:
+        return frozenset(
+            str(each.relative_to(self.town.folder)) for each in self.town.folder.rglob("*") if each.is_file()
+        )
+
+    def _copy_store(self) -> None:
+        number = len(self._copies)
+        copy = copied(self.town.relay_store)
+        kept = self.town.folder / "clocks" / f"relay.{number}.copy"
+        shutil.move(copy, kept)
+        self._copies.append(kept)
+
+    # The end
+
+    async def _all_stops(self) -> None:
+        """All ends in good order: those who call first, then the servers, which have nothing open any more."""
+        town = self.town
+        for who, program in town.running.items():
+            status = await program.stop()
+            if status not in (0, ExitStatus.INTERRUPTED):
+                raise Broken(f"{who} was asked to end, and ended with {status}: {program.said[-10:]}")
+        for name, born in town.at_birth.items():
+            process = town.servers[name][0].process
+
+            def left(name: str = name, born: int = born, pid: int = process.pid) -> str:
+                return (
+                    f"the {name} has {sockets(pid)} sockets open, {born} when it began"
+                    if sockets(pid) > born
+                    else ""
+                )
+
+            await self._until_none(left)
+        for name in town.servers:
+            status = await town.servers[name][0].stop()
+            if status != 0:
+                raise Broken(f"the {name} was asked to end, and ended with {status}")
+        left_over = processes("=".join(self.marker))
+        if left_over:
+            raise Broken(f"processes are left: {left_over}")
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a sign-in ended."""
+
+    device: str
+    status: int
+    said: list[str]  # by the device, in this sign-in
+    failure: dict[str, Any] | None
+
+
+async def _one_more(device: Program, seconds: float) -> int:
+    """One sign-in of a device that stays; its status, or that of the process when it is killed."""
+    stdin = device.process.stdin
+    assert stdin is not None
+    with suppress(ConnectionError):
+        stdin.write(f"{seconds}\n".encode())
+        await stdin.drain()
+    try:
+        ended = await device.stage("ended", timeout=10 * PATIENCE)
+    except ProgramFailed:
+        return await device.wait()
+    if ended["tasks"]:
+        raise Broken(f"{device.name} has {ended['tasks']} tasks left after its sign-in")
+    return int(ended["status"])
+
+
+def _send(program: Program, number: signal.Signals) -> None:
+    if program.process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(program.process.pid, number)
+
+
+@contextmanager
+def _filled(folder: Path) -> Iterator[None]:
+    """Fill a file system to its last byte, with one file."""
+    filler = folder / "filler"
+    try:
+        with filler.open("wb", buffering=0) as file:
+            piece = bytes(1 << 16)
+            while piece:
+                try:
+                    file.write(piece)
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    piece = piece[: len(piece) // 2]
+        yield
+    finally:
+        filler.unlink(missing_ok=True)

@@ -1,0 +1,204 @@
+"""A junction between the programs and one server: it carries TCP, and cuts, delays and swallows what one of the programs sends.
+
+Who has connected is found in ``/proc``: the programs call a server by one address, as its clients do in the world, since their proofs and
+origins name it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+PIECE: Final = 1 << 16  # bytes
+EVENT: Final = 0x04  # HCI packet types of UART transport (H4)
+ACL: Final = 0x02
+LE_META: Final = 0x3E
+REPORTS: Final = (0x02, 0x0D)  # LE advertising report, LE extended advertising report
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What is wrong with a link now."""
+
+    cut: bool = False
+    swallows: bool = False
+    deaf: bool = False  # adverts do not come through
+    delay: float = 0.0  # seconds
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A connection that is carried."""
+
+    party: str
+    writers: tuple[asyncio.StreamWriter, asyncio.StreamWriter]
+    swallowed: bool = False
+
+    def abort(self) -> None:
+        for writer in self.writers:
+            writer.transport.abort()
+
+
+@dataclass(slots=True)
+class Junction:
+    """In front of one server."""
+
+    pids: Callable[[], Mapping[int, str]]  # the programs' names by process id
+    target: int = 0  # the server's port
+    port: int = 0
+    hci: bool = False  # what is carried is HCI, as to an emulated controller
+    troubles: dict[str, Trouble] = field(default_factory=dict)  # by program
+    calls: set[_Call] = field(default_factory=set)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, pids: Callable[[], Mapping[int, str]]) -> AsyncIterator["Junction"]:
+        """Listen; set `target` before anybody calls."""
+        junction = cls(pids)
+        carrying: set[asyncio.Task[None]] = set()
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.create_task(junction._carry(reader, writer))
+            carrying.add(task)
+            task.add_done_callback(carrying.discard)
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        junction.port = server.sockets[0].getsockname()[1]
+        try:
+            yield junction
+        finally:
+            server.close()
+            for task in [*carrying]:
+                task.cancel()
+            if carrying:
+                await asyncio.wait([*carrying])
+
+    def break_calls(self, party: str, *, swallowed_only: bool = False) -> None:
+        """Break the connections of a program. swallowed_only: those that have lost bytes."""
+        for call in [*self.calls]:
+            if call.party == party and (call.swallowed or not swallowed_only):
+                call.abort()
+
+    async def _carry(self, near: asyncio.StreamReader, to_near: asyncio.StreamWriter) -> None:
+        try:
+            pids = self.pids()
+            process = caller(to_near.get_extra_info("peername")[1], self.port, pids)
+            party = "" if process is None else pids[process]
+            if self._trouble(party).cut:
+                return
+            far, to_far = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:  # the server is not there
+            return
+        else:
+            await self._carry_both(_Call(party, (to_near, to_far)), near, far)
+        finally:
+            to_near.transport.abort()
+
+    async def _carry_both(self, call: _Call, near: asyncio.StreamReader, far: asyncio.StreamReader) -> None:
+        """Carry both directions, until both have ended or one breaks."""
+        to_near, to_far = call.writers
+        self.calls.add(call)
+        both = [
+            asyncio.ensure_future(self._pump(call, near, to_far)),
+            asyncio.ensure_future(self._pump(call, far, to_near, reports=True)),
+        ]
+        try:
+            done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
+            if all(task.exception() is None for task in done):
+                for writer in call.writers:  # which have still to send what was written
+                    writer.close()
+                    with suppress(OSError):
+                        await writer.wait_closed()
+        finally:
+            call.abort()
+            for task in both:
+                task.cancel()
+            await asyncio.wait(both)
+            for task in both:
+                _ = task.cancelled() or task.exception()  # retrieved, so that asyncio logs no warning
+            self.calls.discard(call)
+
+    async def _pump(
+        self,
+        call: _Call,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        reports: bool = False,
+    ) -> None:
+        """Carry one direction to its end. reports: this is the one in which adverts come."""
+        hearing = _Hearing()
+        while data := await reader.read(PIECE):
+            trouble = self._trouble(call.party)
+            if trouble.delay:
+                await asyncio.sleep(trouble.delay)
+            if trouble.swallows:
+                call.swallowed = True
+                continue
+            if reports and self.hci:
+                data = hearing.take(data, deaf=trouble.deaf)
+            writer.write(data)
+            await writer.drain()
+        if call.swallowed:
+            raise ConnectionResetError
+        if writer.can_write_eof():
+            writer.write_eof()
+
+    def _trouble(self, party: str) -> Trouble:
+        return self.troubles.get(party) or Trouble()
+
+
+@dataclass(slots=True)
+class _Hearing:
+    """HCI packets of a controller, and with deaf ears all but its reports of adverts."""
+
+    rest: bytes = b""
+
+    def take(self, data: bytes, *, deaf: bool) -> bytes:
+        """What is carried on of `data`: whole packets."""
+        self.rest += data
+        heard = b""
+        while (size := _packet_size(self.rest)) is not None and len(self.rest) >= size:
+            packet, self.rest = self.rest[:size], self.rest[size:]
+            is_report = packet[0] == EVENT and packet[1] == LE_META and packet[3] in REPORTS
+            if not (deaf and is_report):
+                heard += packet
+        return heard
+
+
+def _packet_size(data: bytes) -> int | None:
+    """The size of the packet at the beginning of `data`, None while that is not known."""
+    if len(data) < 5:
+        return 3 + data[2] if len(data) >= 3 and data[0] == EVENT else None
+    return 3 + data[2] if data[0] == EVENT else 5 + int.from_bytes(data[3:5], "little")
+
+
+def caller(port: int, to: int, pids: Mapping[int, str]) -> int | None:
+    """Which of the processes `pids` has connected from a port of this machine to another; None when it has gone, or is none of them."""
+    socket = _socket(port, to)
+    return next((pid for pid in pids if socket is not None and socket in _descriptors(pid)), None)
+
+
+def _socket(port: int, to: int) -> str | None:
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, near, far, *rest = line.split()
+        if int(near.rpartition(":")[2], 16) == port and int(far.rpartition(":")[2], 16) == to:
+            return f"socket:[{rest[6]}]"
+    return None
+
+
+def _descriptors(pid: int) -> list[str]:
+    """What the descriptors of a process are."""
+    found = []
+    with suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found.append(str(entry.readlink()))
+    return found
+
+
+def sockets(pid: int) -> int:
+    """How many sockets a process has open."""
+    return sum(each.startswith("socket:") for each in _descriptors(pid))

@@ -1,0 +1,91 @@
+"""A plan follows from its seed alone, and what is left of a shrunk one is a part of it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.chaos.plan import (
+    COMPANIONS,
+    LINKED,
+    MOMENTS,
+    MOMENTS_LINKED,
+    MOST_FAULTS,
+    MOST_SECONDS,
+    SERVERS,
+    Fault,
+    Kind,
+    make_plan,
+)
+
+seeds = st.integers(min_value=0, max_value=2**64)
+rounds = st.integers(min_value=0, max_value=40)
+
+
+@given(seeds, rounds)
+def test_a_seed_has_one_plan(seed: int, number: int) -> None:
+    assert make_plan(seed, number) == make_plan(seed, number)
+
+
+def test_it_is_the_same_plan_on_each_machine() -> None:
+    said = [str(fault) for each in make_plan(1, 2).rounds for _, fault in each.faults]
+    assert said == [
+        "jump tunnel service by -90, when home 2 is at contacting, for 2 s",
+        "kill companion 0.0, when home 0 is at opened, for 2.3 s",
+        "kill companion 1.0, when home 1 is at submitted, for 2.8 s",
+        "roll-back relay, when home 0 is at phone-advertising, for 2.8 s",
+    ]
+
+
+def test_two_seeds_have_two_plans() -> None:
+    assert len({make_plan(seed, 3).rounds for seed in range(50)}) == 50
+
+
+@given(seeds, rounds, rounds)
+def test_a_longer_plan_begins_with_the_shorter_one(seed: int, one: int, other: int) -> None:
+    shorter, longer = sorted((one, other))
+    assert make_plan(seed, longer).rounds[:shorter] == make_plan(seed, shorter).rounds
+
+
+@given(seeds)
+def test_every_fault_can_be_made(seed: int) -> None:
+    plan = make_plan(seed, 20)
+    assert plan.faults == tuple(range(len(plan.faults)))
+    for each in plan.rounds:
+        assert 1 <= len(each.faults) <= MOST_FAULTS
+        for _, fault in each.faults:
+            check(fault)
+
+
+def check(fault: Fault) -> None:
+    kind, _, place = fault.target.partition(" ")
+    if fault.target not in SERVERS:
+        home, _, companion = place.partition(".")
+        assert int(home) == fault.home, "the home that is watched is the one that it concerns"
+        assert kind in ("device", "companion", "phone")
+        assert (kind == "phone") <= (fault.home == LINKED)
+        assert int(companion or 0) < COMPANIONS[fault.home]
+    assert fault.moment in (MOMENTS_LINKED if fault.home == LINKED else MOMENTS)
+    assert 0 < fault.seconds <= MOST_SECONDS
+    is_link = fault.kind in (Kind.CUT, Kind.DELAY, Kind.SWALLOW, Kind.DEAFEN)
+    assert bool(fault.server) == is_link
+    assert (fault.amount == 0) or fault.kind in (Kind.JUMP, Kind.DELAY, Kind.ROLL_BACK)
+
+
+def test_every_kind_comes() -> None:
+    assert {fault.kind for each in make_plan(1, 200).rounds for _, fault in each.faults} == set(Kind)
+
+
+@given(seeds, rounds, st.sets(st.integers(min_value=0, max_value=60)))
+def test_a_part_has_the_named_faults_alone_in_their_rounds(seed: int, number: int, kept: set[int]) -> None:
+    plan = make_plan(seed, number)
+    part = plan.only(kept)
+    assert part.faults == tuple(each for each in plan.faults if each in kept)
+    everything = {(each.number, fault) for each in plan.rounds for fault in each.faults}
+    assert {(each.number, fault) for each in part.rounds for fault in each.faults} <= everything
+    assert all(each.faults for each in part.rounds)
+    assert plan.only(plan.faults) == plan
+
+
+@given(seeds, rounds)
+def test_what_comes_until_a_round_is_a_shorter_plan(seed: int, number: int) -> None:
+    assert make_plan(seed, number + 1).until(number) == make_plan(seed, number + 1)
+    assert make_plan(seed, number + 5).until(number) == make_plan(seed, number + 1)

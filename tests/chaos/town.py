@@ -1,0 +1,224 @@
+"""The programs of a chaotic run: servers behind junctions, homes with companions and phones, stores on small file systems, clocks that jump."""
+
+import asyncio
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from programs import Program, event
+from world import World
+
+from headless_passkey.trust.ring import Role
+from tests.chaos.junction import Junction, sockets
+from tests.chaos.plan import COMPANIONS, HOMES, LINKED, SERVERS, STAYS
+from tests.end_to_end.household import Home
+
+STORE_SIZE: Final = 16  # MiB of the file system of a store
+CLOCKS: Final = Path(__file__).parent / "jumping_clock"
+DEVICE: Final = Path(__file__).parent / "device.py"
+TIMEOUT: Final = 12  # seconds that a sign-in may take
+SMALL: Final = frozenset({"relay", "relying party"})  # servers whose store is on a small file system
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """A line of JSON that a program has said."""
+
+    who: str  # by its name in the plan
+    said: dict[str, Any]
+
+    @property
+    def home(self) -> int | None:
+        """The home that it belongs to, None for a server."""
+        place = self.who.partition(" ")[2]
+        return int(place[0]) if place[:1].isdigit() else None
+
+
+@dataclass
+class Town(World):
+    """All programs of a run."""
+
+    junctions: dict[str, Junction] = field(default_factory=dict)  # by server
+    homes: list[Home] = field(default_factory=list)
+    running: dict[str, Program] = field(
+        default_factory=dict
+    )  # companions, phones and devices that stay, by their names in the plan
+    members: dict[str, str] = field(
+        default_factory=dict
+    )  # who is called so in the ring now, by names in the plan
+    heard: list[Heard] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)  # there is more in `heard`
+    at_birth: dict[str, int] = field(default_factory=dict)  # sockets of a server before anybody called
+    has_small: bool = False  # whether the stores are on file systems that can be filled
+
+    @classmethod
+    @asynccontextmanager
+    async def found(
+        cls, folder: Path, *, marker: tuple[str, str], on_line: Callable[[str, str], None]
+    ) -> AsyncIterator["Town"]:
+        """Start the servers and the homes, whose passkeys are registered. marker: stands in the environment of every program."""
+        towns: list[Town] = []
+
+        def pids() -> dict[int, str]:
+            return {each.process.pid: each.name for town in towns for each in town.programs}
+
+        async with AsyncExitStack() as stack:
+            small = [stack.enter_context(small_file_system(folder / store)) for store in SMALL]
+            junctions = {name: await stack.enter_async_context(Junction.open(pids)) for name in SERVERS}
+            junctions["radio"].hci = True
+            url = {name: f"https://localhost:{each.port}" for name, each in junctions.items()}
+
+            def line(name: str, text: str) -> None:
+                on_line(name, text)
+                for town in towns:
+                    town.hear(name, text)
+
+            (folder / "clocks").mkdir()
+            town = await stack.enter_async_context(
+                cls.start(
+                    folder,
+                    on_line=line,
+                    relay=("companion-push", "relay", "--public-url", url["relay"]),
+                    relying_party=("--public-url", url["relying party"]),
+                    environment={marker[0]: marker[1], "PYTHONPATH": str(CLOCKS)},
+                )
+            )
+            assert isinstance(town, Town)
+            towns.append(town)
+            town.junctions, town.has_small = junctions, all(small)
+            for name, junction in junctions.items():
+                if name != "radio":
+                    junction.target = town.port(name)
+                    town.at_birth[name] = sockets(town.servers[name][0].process.pid)
+            junctions["radio"].target = int(town.radio.rpartition(":")[2])
+            town.relay, town.relying_party = url["relay"], url["relying party"]
+            town.tunnel = (
+                f"{town.tunnel.partition('=')[0]}=wss://localhost:{junctions['tunnel service'].port}"
+            )
+            town.radio = f"bumble:tcp-client:127.0.0.1:{junctions['radio'].port}"
+            for number in HOMES:
+                await town._settle(number)
+            yield town
+
+    async def _settle(self, number: int) -> None:
+        """Found a home, register its passkey, and start its companions and its phone."""
+        companions = tuple(f"companion {number}.{each}" for each in range(COMPANIONS[number]))
+        home = Home(self, f"home {number}", companions, (f"device {number}",))
+        self.homes.append(home)
+        self.members |= {name: name for name in (*companions, home.hub)}
+        await home.found()
+        for name in companions:
+            await self.attend(name)
+        linked = ("--link",) if number == LINKED else ()
+        status, _ = await self.ceremony(home.hub, "register", "--user", f"ada {number}", *linked)
+        assert status == 0, f"home {number} has no passkey"
+        if STAYS[number]:
+            await self.attend(home.hub)
+        if linked:
+            await self.attend(f"phone {number}")
+
+    async def run(self, name: str, *command: str | Path) -> Program:
+        """Start a program with a clock of its own."""
+        program = await Program.start(
+            name,
+            *command,
+            "--json",
+            on_line=self.on_line,
+            environment={**self.environment, "JUMPING_CLOCK": str(self._clock(name))},
+        )
+        self.programs.append(program)
+        return program
+
+    async def attend(self, who: str) -> None:
+        """Start a companion, a phone or a device that stays, by its name in the plan."""
+        kind, _, place = who.partition(" ")
+        home = self.homes[int(place[0])]
+        if kind == "phone":
+            phone = await self.run(
+                who, "companion-push", "phone", "--linked", "--links", self.links(home.phone),
+                "--credentials", self._passkeys(home), "--radio", self.radio, "--tunnel", self.tunnel,
+                "--uv", "accept", *self.trust,
+            )  # fmt: skip
+            await phone.stage("phone-waiting")
+            self.running[who] = phone
+        elif kind == "device":
+            device = await self.run(
+                who, sys.executable, DEVICE, "--state", self.state(who), "--rp", self.relying_party,
+                "--radio", self.radio, "--tunnel", self.tunnel, *self.trust,
+            )  # fmt: skip
+            await device.stage("waiting")
+            self.running[who] = device
+        else:
+            links = ("--links", self.links(home.phone)) if self.homes.index(home) == LINKED else ()
+            self.running[who] = await self.companion(
+                self.members[who], "--credentials", self._passkeys(home), *links
+            )
+
+    def _passkeys(self, home: Home) -> Path:
+        """The passkeys of a home's phones, as if they were synced."""
+        return self.folder / f"{home.account}.json"
+
+    def dismiss(self, program: Program) -> None:
+        """Forget a program that has ended."""
+        if program in self.programs:
+            self.programs.remove(program)
+
+    async def move_in(self, home: Home, who: str) -> None:
+        """Let a new companion in for one that was removed."""
+        old = self.members[who]
+        fresh = f"{old}'"
+        self.members[who] = fresh
+        others = tuple(fresh if each == old else each for each in home.companions)
+        self.homes[self.homes.index(home)] = new = replace(home, companions=others)
+        shutil.rmtree(self.state(old), ignore_errors=True)
+        await new.let_in(Role.COMPANION, fresh)
+        await self.attend(who)
+
+    @property
+    def relay_store(self) -> Path:
+        return self.folder / "relay" / "relay.db"
+
+    @property
+    def relying_party_store(self) -> Path:
+        return self.folder / "relying party" / "relying-party.db"
+
+    def hear(self, name: str, text: str) -> None:
+        """Keep what a program says."""
+        said = event(text)
+        if said is not None:
+            who = next((plain for plain, member in self.members.items() if member == name), name)
+            self.heard.append(Heard(who=who, said=said))
+            self.news.set()
+
+    def _clock(self, name: str) -> Path:
+        file = self.folder / "clocks" / name
+        if not file.exists():
+            file.write_bytes(bytes(8))
+        return file
+
+    def jump(self, name: str, ahead: float) -> None:
+        """Put a program's clock ahead of the right time by so many seconds."""
+        with self._clock(name).open("r+b") as file:
+            file.write(struct.pack("=d", ahead))
+
+
+@contextmanager
+def small_file_system(folder: Path) -> Iterator[bool]:
+    """Make `folder` a small file system of its own; yields whether that is allowed here, else it is a folder like others."""
+    folder.mkdir(mode=0o700)
+    mounting = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={STORE_SIZE}m,mode=0700", "tmpfs", folder],
+        capture_output=True,
+        check=False,
+    )
+    try:
+        yield mounting.returncode == 0
+    finally:
+        if mounting.returncode == 0:
+            subprocess.run(["umount", "--lazy", folder], check=False)
