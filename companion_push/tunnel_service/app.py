@@ -375,6 +375,11 @@ class OpenTunnel:
         self._tunnel = tunnel
         self._second: asyncio.Future[Connection] = loop.create_future()
         self._ending: asyncio.Future[Ending] = loop.create_future()
+        self._waiting: list[bytes] = []  # what the first end said before the second one was there
+        self._begun = asyncio.Event()  # and that the second one has taken it
+        # when each frame was begun that is being sent, the oldest first, by the end that is to take it; of a kind one at a time
+        self._sending: dict[tuple[End, WSMsgType], float] = {}
+        self._look: asyncio.TimerHandle | None = None  # at them, when the oldest may have waited too long
 
     def arrive(self, second: Connection) -> None:
         """Take the connection of the second end."""
@@ -387,10 +392,14 @@ class OpenTunnel:
 
     async def hold(self, first: Connection) -> None:
         """Carry messages until an end leaves, breaks a rule, or time is up; then close both."""
-        async with asyncio.TaskGroup() as group:
-            exchange = group.create_task(self._exchange(first))
-            ending = await self._until_the_end()
-            exchange.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                exchange = group.create_task(self._exchange(first))
+                ending = await self._until_the_end()
+                exchange.cancel()
+        finally:
+            if self._look is not None:
+                self._look.cancel()
         ends = [first]
         if self._second.done() and not self._second.cancelled():
             ends.append(self._second.result())
@@ -424,23 +433,32 @@ class OpenTunnel:
 
     async def _exchange(self, first: Connection) -> None:
         # Back-pressure: from when both ends are there, an end is read from only when all that it sent has been taken. Until
-        # then the first end is read from, so that its leaving is noticed; a queue holds what waits for the second end.
-        to_first, to_second = (asyncio.Queue[bytes | Ending]() for _ in End)
+        # then the first end is read from, so that its leaving is noticed, and what it says waits for the second end.
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._listen(End.FIRST, first, to_second))
+            group.create_task(self._listen(End.FIRST, first))
             second = await asyncio.shield(self._second)
-            if self._signal:  # in front of everything that the second end says
-                self._hold(self._tunnel, len(CONNECT_SIGNAL))
-                to_first.put_nowait(CONNECT_SIGNAL)
-            group.create_task(self._speak(End.SECOND, second, to_second))
-            group.create_task(self._listen(End.SECOND, second, to_first))
-            group.create_task(self._speak(End.FIRST, first, to_first))
+            group.create_task(self._listen(End.SECOND, second, first))
+            while self._waiting:
+                if not await self._pass_on(End.SECOND, second, self._waiting[0]):
+                    return
+                del self._waiting[0]
+            self._begun.set()
 
-    async def _listen(self, end: End, connection: Connection, queue: asyncio.Queue[bytes | Ending]) -> None:
-        """Put one end's messages into the queue to the other end, within the tunnel's budget."""
+    async def _listen(self, end: End, connection: Connection, other: Connection | None = None) -> None:
+        """Carry one end's messages to the other end, within the tunnel's budget. other: None: the second end, once it is there."""
+        to = End.SECOND if end is End.FIRST else End.FIRST
+        if other is not None and self._signal:  # in front of everything that the second end says
+            self._hold(self._tunnel, len(CONNECT_SIGNAL))
+            if not await self._pass_on(to, other, CONNECT_SIGNAL):
+                return None
         while True:
-            if self._second.done():
-                await queue.join()
+            if other is None and self._second.done():
+                await self._begun.wait()
+                other = self._second.result()
+            if connection.unread:
+                # the event loop closes a lost connection in its next rounds; without this pause, asyncio would log a warning
+                # for each message that is written until then, and an end that sends many at once would keep others waiting
+                await asyncio.sleep(0)
             message = await connection.receive()
             if connection.unread > READ_AHEAD:
                 return self.end(_broke(end, WSCloseCode.POLICY_VIOLATION, Breach.TOO_MUCH_AT_ONCE.value))
@@ -453,7 +471,14 @@ class OpenTunnel:
                             code = WSCloseCode.MESSAGE_TOO_BIG
                         return self.end(_broke(end, code, breach.value))
                     self._hold(self._tunnel, len(message.data))
-                    queue.put_nowait(message.data)
+                    if not self._second.done():
+                        self._waiting.append(message.data)
+                        continue
+                    if other is None:
+                        await self._begun.wait()
+                        other = self._second.result()
+                    if not await self._pass_on(to, other, message.data):
+                        return None
                 case WSMsgType.PING | WSMsgType.PONG:
                     breach = self._tunnel.control(end)
                     if breach is not None:
@@ -470,37 +495,46 @@ class OpenTunnel:
                 case _:
                     # not websocket.close_code: aiohttp replaces it when our own close frame cannot be sent
                     clean = message.type is WSMsgType.CLOSE and message.data in _GOODBYE
-                    ending = _left() if clean else _gone(end, connection)
-                    if not self._second.done():
-                        return self.end(ending)
-                    return queue.put_nowait(ending)  # behind the messages that it sent before it left
+                    if self._second.done() and other is None:
+                        await self._begun.wait()  # what it sent before it left has been taken
+                    return self.end(_left() if clean else _gone(end, connection))
 
-    async def _speak(self, end: End, connection: Connection, queue: asyncio.Queue[bytes | Ending]) -> None:
-        """Send what is in an end's queue through its websocket."""
-        while True:
-            message = await queue.get()
-            if isinstance(message, Ending):
-                return self.end(message)
-            if not await self._send(end, connection, WSMsgType.BINARY, message):
-                return None
-            self._let_go(self._tunnel, len(message))
-            queue.task_done()
+    async def _pass_on(self, to: End, connection: Connection, message: bytes) -> bool:
+        """Send an end what the other one said, and return whether it took it."""
+        if not await self._send(to, connection, WSMsgType.BINARY, message):
+            return False
+        self._let_go(self._tunnel, len(message))
+        return True
 
     async def _send(self, end: End, connection: Connection, kind: WSMsgType, data: bytes) -> bool:
         """Send one frame, and return whether the end took it. An end that does not take it ends the tunnel."""
+        self._sending[end, kind] = _now()
+        if self._look is None:  # a timer of each message's own would cost as much as sending it
+            self._look = asyncio.get_running_loop().call_later(self._patience, self._look_at_sending)
         try:
-            async with asyncio.timeout(min(SEND_TIMEOUT, self._tunnel.limits.silence)):
-                await connection.websocket.send_frame(data, kind)
-                # the event loop closes a lost connection in its next rounds; without this pause, asyncio would log a
-                # warning for each queued message that is written until then
-                await asyncio.sleep(0)
-        except TimeoutError:
-            self.end(_silent(end, "an end did not read"))
+            await connection.websocket.send_frame(data, kind)
         except ConnectionError:
             self.end(_gone(end, connection))
-        else:
-            return True
-        return False
+            return False
+        finally:
+            del self._sending[end, kind]
+        return True
+
+    def _look_at_sending(self) -> None:
+        """End the tunnel when an end has not taken a frame for too long."""
+        self._look = None
+        for (to, _), since in self._sending.items():
+            left = since + self._patience - _now()
+            if left <= 0:
+                return self.end(_silent(to, "an end did not read"))
+            self._look = asyncio.get_running_loop().call_later(left, self._look_at_sending)
+            return None
+        return None
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that an end has to take a frame."""
+        return min(SEND_TIMEOUT, self._tunnel.limits.silence)
 
 
 async def _call(called: Coroutine[Any, Any, bool], opened: OpenTunnel) -> None:
