@@ -98,6 +98,7 @@ from relying_party.http.http_server import http_logger
 from relying_party.http.limits import RateLimit
 from relying_party.http.metrics import CONTENT_TYPE, Metrics
 from relying_party.http.page import render, render_problem
+from relying_party.http.readiness import Readiness
 from relying_party.http.request import (
     NONCE,
     STATE,
@@ -148,6 +149,8 @@ STATIC_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "im
 OpenStore = Callable[[], AbstractAsyncContextManager[CredentialStore]]
 
 _LIVEZ: Final = "livez"
+_READYZ: Final = "readyz"
+_READINESS: Final = web.AppKey("readiness", Readiness)
 _OUTCOME: Final = web.RequestKey("relying_party_outcome", str)  # the problem's slug
 METRICS: Final = web.AppKey("relying_party_metrics", Metrics)
 
@@ -217,7 +220,11 @@ def make_app(
                 ),
                 mounted_at=mounted_at,
             )
-            yield
+            app[_READINESS] = Readiness(lambda: store.credential(b"", now=now()))
+            try:
+                yield
+            finally:
+                await app[_READINESS].close()
 
     app.cleanup_ctx.append(opened_store)
     app.router.add_post("/webauthn/registration/options", registration_options)
@@ -233,6 +240,7 @@ def make_app(
     app.router.add_get("/jwks.json", get_key_set)
     app.router.add_routes(account.ROUTES)
     app.router.add_get("/livez", get_livez, name=_LIVEZ)
+    app.router.add_get("/readyz", get_readyz, name=_READYZ)
     if with_pages:
         app.router.add_get("/", get_page)
         app.router.add_get("/static/{name}", get_static)
@@ -595,6 +603,23 @@ async def get_livez(_: web.Request) -> web.Response:
     return web.json_response({"status": "ok"})
 
 
+def _store_unavailable() -> web.Response:
+    return problem(
+        "store-unavailable",
+        503,
+        "The store cannot be used at the moment",
+        members={"retry_after": 5},
+        headers={"Retry-After": "5"},
+    )
+
+
+async def get_readyz(request: web.Request) -> web.Response:
+    if await request.app[_READINESS].is_ready():
+        return web.json_response({"status": "ready"})
+    request[_OUTCOME] = "store-unavailable"
+    return _store_unavailable()
+
+
 def _party(config: Config) -> CeremonyParty:
     return CeremonyParty(
         rp_id=config.rp_id,
@@ -806,7 +831,10 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
     state = request.app[STATE]
     metrics = state.metrics
     try:
-        if request.method in ("GET", "HEAD", "OPTIONS") and request.match_info.route.name != _LIVEZ:
+        if request.method in ("GET", "HEAD", "OPTIONS") and request.match_info.route.name not in (
+            _LIVEZ,
+            _READYZ,
+        ):
             state.read_limit.take(request.remote or "", now=state.clock())
         return await handler(request)
     except RequestRefused as refusal:
@@ -820,14 +848,7 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
     except StoreUnavailable as error:
         logger.error("%s", error)  # noqa: TRY400  the message says it all
         request[_OUTCOME] = "store-unavailable"
-        headers = {"Retry-After": "5"}
-        return problem(
-            "store-unavailable",
-            503,
-            "The store cannot be used at the moment",
-            members={"retry_after": 5},
-            headers=headers,
-        )
+        return _store_unavailable()
     except web.HTTPNotFound:
         request[_OUTCOME] = NotFound.slug
         return refused(NotFound("there is nothing at this address"))
