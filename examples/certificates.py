@@ -97,6 +97,14 @@ def _general_name(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
+def _is_good(cert: Path, now: dt.datetime) -> bool:
+    try:
+        found = x509.load_pem_x509_certificate(cert.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return found.not_valid_after_utc - now > dt.timedelta(hours=1)
+
+
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=True,
@@ -116,7 +124,18 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the files are written")
+    parser.add_argument(
+        "--name",
+        metavar="NAME",
+        action="append",
+        help="a DNS name or an address of the server; may be given again (default: those of this machine)",
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="write nothing where a certificate is good for another hour"
+    )
+    args = parser.parse_args()
     try:
-        make_certificate(parser.parse_args().folder)
+        if not (args.keep and _is_good(args.folder / "cert.pem", dt.datetime.now(dt.UTC))):
+            make_certificate(args.folder, names=args.name or LOCALHOST)
     except OSError as error:
         sys.exit(f"certificates: {error}")
