@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast test-stores coverage properties mutants check lint types imports docs recording site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run chaos soak bench lock clean
+.PHONY: help demo test test-fast test-stores coverage properties mutants check lint types imports docs recording site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run docker-test chaos soak bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -115,6 +115,7 @@ recording: $(VENV)/demo.done  ## docs/images/demo.svg, an animated picture of a 
 	@$(MAKE) --silent $(RECORDING)/done || { echo "not run: asciinema and termtosvg cannot be installed"; exit 77; }
 	@$(BIN)/python scripts/recording $(RECORDING)/bin
 
+CONTAINERS := .venv-containers
 SITE := .venv-site
 RELEASE := .venv-release
 RECORDING := .venv-recording
@@ -158,8 +159,15 @@ $(SITE)/done: requirements/site.txt
 	@scripts/set-up $(PYTHON) $(SITE) requirements/site.txt without-project
 	@touch $@
 
+$(CONTAINERS)/done: requirements/containers.txt
+	@scripts/set-up $(PYTHON) $(CONTAINERS) requirements/containers.txt without-project
+	@touch $@
+
 dist: $(VENV)/check.done  ## source distribution and wheel, in dist/; built twice, and the same bytes each time
 	@$(BIN)/python scripts/dist
+
+docker-test: $(CONTAINERS)/done  ## images, compose files and sign-ins through them, by docker or podman; TEST=--short for one image in two minutes
+	@$(PYTHON) docker/test $(TEST)
 
 test-dist: dist  ## installs the wheel elsewhere on each Python that is here, with each extra, and signs in
 	@$(BIN)/python scripts/test-dist $(BIN)/uv
@@ -171,4 +179,4 @@ lock: $(VENV)/check.done  ## pin the newest versions, with hashes and without an
 	@scripts/lock $(BIN)/uv
 
 clean:
-	rm -rf $(VENV) $(SITE) $(RELEASE) $(RECORDING) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .coverage mutants
+	rm -rf $(VENV) $(SITE) $(RELEASE) $(CONTAINERS) $(RECORDING) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .coverage mutants
