@@ -26,11 +26,14 @@ from psycopg import conninfo
 from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFailure, UniqueViolation
 from psycopg.rows import tuple_row
 
+from postgres_store.pipeline import Told, tell
+
 CONNECTIONS: Final = 8  # transactions at a time
 BUSY_SECONDS: Final = 5.0  # in which a transaction is run again and again
 AWAY_SECONDS: Final = 1.0  # for which a server that is away is not asked: thousands would wait for each try
 SILENT_SECONDS: Final = 15.0  # after which a connection is cut off whose server answers nothing
 LOOK_SECONDS: Final = 1.0  # between looks for those
+_AT_ONCE: Final = 500  # statements in one round trip
 _TWICE: Final = 3  # tries after which a row that is there already is a fault of ours
 # what libpq does where the URL says nothing else: a peer that is gone is noticed
 _DEFAULTS: Final = {
@@ -99,6 +102,16 @@ class Connection(psycopg.Connection[Any]):
         """Execute a statement of ours; values are never part of its text."""
         with self.awaited():
             return self.execute(_as_it_is(statement), values)
+
+    def tell(self, statements: Sequence[Told]) -> None:
+        """Execute statements of ours in order, in one round trip; those after one that fails are not executed."""
+        try:
+            with self.awaited():
+                tell(self.pgconn, statements, encoding=self.info.encoding)
+        except BaseException:
+            if self.pgconn.pipeline_status:  # it was broken off
+                self.close()
+            raise
 
     def take_time(self) -> None:
         """Let this transaction take as long as it needs."""
@@ -247,9 +260,10 @@ class Database:
         may_be_done = False
         try:
             (began,) = _rows(connection, isolation.begin + _CLOCK)[0]
-            result = work(Statements(connection, began=began))
+            statements = Statements(connection, began=began)
+            result = work(statements)
             may_be_done = isolation is not Isolation.SNAPSHOT
-            connection.ask("COMMIT")
+            statements.commit()
         except BaseException as error:
             if not connection.closed:
                 with contextlib.suppress(psycopg.Error):
@@ -306,11 +320,24 @@ class Database:
         return connection
 
     def close(self) -> None:
-        """Close the connections, and end the threads; the one that calls this may be one of them."""
+        """Close the connections, once no thread uses one. None of its own threads may call this."""
         self._closed = True
+        self._threads.shutdown()
         while not self._idle.empty():
             self._idle.get_nowait().close()
-        self._threads.shutdown(wait=False)
+
+    async def aclose(self) -> None:
+        """Close it, and wait for that: a cancellation of the caller is raised afterwards."""
+        closing = asyncio.ensure_future(asyncio.to_thread(self.close))
+        cancelled: asyncio.CancelledError | None = None
+        while not closing.done():
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        closing.result()
+        if cancelled is not None:
+            raise cancelled
 
 
 class _RunAgain(Exception):  # noqa: N818  no fault
@@ -323,6 +350,7 @@ class Statements:
     def __init__(self, connection: Connection, *, began: float) -> None:
         """began: when the transaction began by the server's clock, Unix seconds."""
         self._connection = connection
+        self._told: list[Told] = []  # to be sent with the next statement
         self.began: Final = began
 
     def take_time(self) -> None:
@@ -332,14 +360,33 @@ class Statements:
     def execute(
         self, statement: str, values: Sequence[Any] | Mapping[str, Any] = (), /
     ) -> "psycopg.Cursor[Any]":
+        self._send()
         if isinstance(values, Mapping):
             named = {name: _plain(value) for name, value in values.items()}
             return self._connection.ask(_with_names(statement), named)
         return self._connection.ask(_with_places(statement), [_plain(value) for value in values])
 
     def executemany(self, statement: str, values: Iterable[Sequence[Any]], /) -> None:
+        """Execute a statement for each of `values`: at the latest before the next one whose rows are asked for, or with the
+        COMMIT, all of them in one round trip. What fails then is raised there.
+        """
         for each in values:
-            self.execute(statement, each)
+            self._told.append(Told(statement, [_plain(value) for value in each]))
+            if len(self._told) >= _AT_ONCE:
+                self._send()
+
+    def _send(self) -> None:
+        told, self._told = self._told, []
+        if told:
+            self._connection.tell(told)
+
+    def commit(self) -> None:
+        """End the transaction, with all that is to be sent before."""
+        if self._told:
+            self._told.append(Told("COMMIT"))
+            self._send()
+        else:
+            self._connection.ask("COMMIT")
 
 
 @lru_cache(maxsize=512)

@@ -45,6 +45,7 @@ class Membership:
     account: str
     role: Role
     suspended: bool = False  # the account
+    head: bytes | None = None  # the document of that ring, where it was asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,16 +313,22 @@ def founding_ring(document: bytes, *, caller: str) -> Ring:
 # Rings and members
 
 
-def membership(db: Transaction, name: str) -> Membership | None:
-    """Look up the membership of a key, by its account's newest ring."""
-    row = db.execute(
-        "SELECT account, role, EXISTS (SELECT 1 FROM suspensions WHERE account = members.account)"
-        " FROM members WHERE name = ?",
-        (name,),
-    ).fetchone()
+_MEMBER: Final = (
+    "SELECT account, role, EXISTS (SELECT 1 FROM suspensions WHERE account = members.account), NULL"
+    " FROM members WHERE name = ?"
+)
+_MEMBER_WITH_HEAD: Final = _MEMBER.replace(
+    "NULL", "(SELECT document FROM rings WHERE account = members.account ORDER BY version DESC LIMIT 1)"
+)
+
+
+def membership(db: Transaction, name: str, *, with_head: bool = False) -> Membership | None:
+    """Look up the membership of a key, by its account's newest ring. with_head: for whoever needs that ring too."""
+    row = db.execute(_MEMBER_WITH_HEAD if with_head else _MEMBER, (name,)).fetchone()
     if row is None:
         return None
-    return Membership(name=name, account=row[0], role=Role(row[1]), suspended=bool(row[2]))
+    account, role, suspended, document = row
+    return Membership(name=name, account=account, role=Role(role), suspended=bool(suspended), head=document)
 
 
 def reader(db: Transaction, name: str) -> tuple[str, int | None]:
@@ -465,7 +472,7 @@ def word_wanted(db: Transaction, companion: str) -> bool:
 
 def take_word(db: Transaction, companion: Membership, document: bytes) -> Word:
     """Verify and parse a word of `companion` about a ring that the relay holds (`unknown-ring`)."""
-    ring = _head(db, companion.account)
+    ring = _head(db, companion.account) if companion.head is None else Ring.parse_kept(companion.head)
     member = ring.member(companion.name)
     if member is None:
         raise not_found()
@@ -475,7 +482,8 @@ def take_word(db: Transaction, companion: Membership, document: bytes) -> Word:
         raise invalid(f"word: {error}") from error
     if word.account != ring.account:
         raise invalid("word: it is about another account")
-    if not holds_ring(db, companion.account, word.version, word.ring_hash):
+    is_head = (word.version, word.ring_hash) == (ring.version, ring.hash)
+    if not is_head and not holds_ring(db, companion.account, word.version, word.ring_hash):
         raise Problem(Slug.UNKNOWN_RING)
     return word
 

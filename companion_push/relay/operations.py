@@ -145,9 +145,9 @@ class Call:
         """When time alone changes the request."""
         return request.changes_at(self.leases.end_of(request, self.now))
 
-    def member(self, role: Role | None = None) -> Membership:
-        """Authorise the caller; `not-found` when it is no member, or not of this role."""
-        found = accounts.membership(self.db, self.caller)
+    def member(self, role: Role | None = None, *, with_head: bool = False) -> Membership:
+        """Authorise the caller; `not-found` when it is no member, or not of this role. with_head: as for `accounts.membership`."""
+        found = accounts.membership(self.db, self.caller, with_head=with_head)
         if found is None:
             raise accounts.stranger(self.db, self.caller)
         if found.suspended:
@@ -906,7 +906,7 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
     word = report.claim()
 
     def operation(call: Call) -> Answer:
-        companion = call.member(Role.COMPANION)
+        companion = call.member(Role.COMPANION, with_head=word is not None)
         stored = call.states.of(companion.account).request((device, request_id))
         if stored is None or companion.name not in stored.recipients:
             raise not_found()

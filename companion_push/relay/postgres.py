@@ -7,7 +7,6 @@ clocks of the relays decide nothing.
 A relay holds a shared advisory lock of its listening connection; a command that needs the database for itself takes it alone.
 """
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from time import monotonic, sleep
@@ -19,7 +18,6 @@ from companion_push.relay.store_place import PostgresUri
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import SetupReason
 from headless_passkey.mends import setup_error
-from headless_passkey.process.tasks import to_its_end
 
 try:
     import psycopg
@@ -169,10 +167,9 @@ class PostgresStore(database.Database):
 
     def close(self) -> None:
         """Close all connections, once no thread uses one: an opening that was cancelled goes on in its thread."""
-        self._threads.shutdown()
+        super().close()
         if self._lock is not None:
             self._lock.close()
-        super().close()
 
 
 @contextlib.asynccontextmanager
@@ -192,7 +189,7 @@ async def open_postgres(
         async with store.shared() if serves else contextlib.nullcontext():
             yield store
     finally:
-        await to_its_end(asyncio.to_thread(store.close))
+        await store.aclose()
 
 
 def migrate(connection: "psycopg.Connection[Any]") -> None:

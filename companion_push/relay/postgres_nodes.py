@@ -53,8 +53,8 @@ class PostgresWakeUps:
         self.are_heard = False
 
     def in_transaction(self, db: Transaction, wake: WakeUp) -> None:
-        for payload in payloads(self._name, wake):
-            db.execute("SELECT pg_notify(?, ?)", (CHANNEL, payload))
+        told = [(CHANNEL, payload) for payload in payloads(self._name, wake)]
+        db.executemany("SELECT pg_notify(?, ?)", told)
 
     def committed(self, wake: WakeUp) -> None:
         """The server has told it with the commit."""

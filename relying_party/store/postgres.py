@@ -114,7 +114,7 @@ class PostgresStore(SqlStore):
         try:
             await self.database.in_thread(self._open)
         except BaseException:
-            await self.database.in_thread(self.database.close)
+            await self.database.aclose()
             raise
         self._house = asyncio.create_task(self._keep_house())
         return self
@@ -122,10 +122,12 @@ class PostgresStore(SqlStore):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._house is not None:
-            self._house.cancel()
-            await asyncio.wait((self._house,))
-        await self.database.in_thread(self.database.close)
+        try:
+            if self._house is not None:
+                self._house.cancel()
+                await asyncio.wait((self._house,))
+        finally:
+            await self.database.aclose()
 
     async def take_proof(self, proof: Proof, *, now: float) -> str:
         return await self._proofs.take_proof(proof, now=now)

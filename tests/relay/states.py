@@ -83,10 +83,10 @@ class OpeningThatWaits:
         self._does = getattr(module, function)
         monkeypatch.setattr(module, function, self._wait)
 
-    def _wait(self, *args: Any) -> Any:
+    def _wait(self, *args: Any, **named: Any) -> Any:
         self._begun.set()
         assert self._goes_on.wait(30)
-        return self._does(*args)
+        return self._does(*args, **named)
 
     async def cancelled(self, opening: AbstractAsyncContextManager[object]) -> None:
         """Cancel the opening in its middle. It ends when its thread has ended, and not before."""

@@ -1257,6 +1257,7 @@ async def test_the_sweeper_goes_on_after_any_error(
     assert "secret" not in caplog.text
 
 
+@of_files
 async def test_what_fails_when_its_caller_has_gone_is_told_in_the_log_and_not_by_the_loop(
     relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

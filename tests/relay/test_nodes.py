@@ -3,10 +3,7 @@
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
-import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -34,11 +31,12 @@ from companion_push.relay.store_place import PostgresUri
 from companion_push.relay.stores import open_store
 from companion_push.serving import webhook_client
 from tests.companion.program import Program, outcome, running
+from tests.pgbouncer import pooled
 from tests.ports import reserved_port
 from tests.push.recording import RecordingChannel
 from tests.relay import redis_servers
 from tests.relay.household import Caller, Clock, Household, Relay, fresh_id, running_relay
-from tests.relay.stores import ON_POSTGRES, STATES, of_rows, postgres, query, states_of
+from tests.relay.stores import STATES, of_rows, postgres, query, states_of
 from tests.relay.test_notifying import registers
 from tests.relay.test_postgres import own_server
 from tests.trust.people import Person
@@ -749,48 +747,12 @@ async def test_a_relay_is_killed_and_who_it_held_goes_on_at_another(
 # Behind PgBouncer
 
 
-@contextlib.asynccontextmanager
-async def pooled(place: PostgresUri, folder: Path) -> AsyncIterator[PostgresUri]:
-    """PgBouncer in transaction mode before the server, with fewer connections than relays have."""
-    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None:
-        if ON_POSTGRES:
-            pytest.fail("PgBouncer is not installed")
-        pytest.skip("PgBouncer is not installed: make test-stores")
-    port, settings = reserved_port(), folder / "pgbouncer.ini"
-    settings.write_text(
-        f"[databases]\n* = host=127.0.0.1 port={urlsplit(place.uri).port} user=relay\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
-        "pool_mode = transaction\ndefault_pool_size = 3\nmax_client_conn = 100\n"
-    )
-    as_user = []
-    if os.geteuid() == 0:  # which it refuses to run as
-        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-        settings = Path(tempfile.mkdtemp(prefix="pgbouncer-")) / settings.name
-        settings.parent.chmod(0o755)
-        shutil.copy(folder / settings.name, settings)
-    process = await asyncio.create_subprocess_exec(
-        *as_user, program, settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    try:
-        assert process.stderr is not None
-        async with asyncio.timeout(60):
-            while b"process up" not in (line := await process.stderr.readline()):
-                assert line, "PgBouncer has ended"
-        yield PostgresUri(place.uri.replace(f":{urlsplit(place.uri).port}/", f":{port}/"))
-    finally:
-        process.kill()
-        await process.communicate()
-        if settings.parent != folder:
-            shutil.rmtree(settings.parent)
-
-
 async def test_transactions_go_through_a_pooler_and_notifications_past_it(
     place: PostgresUri, tmp_path: Path
 ) -> None:
     async with (
-        pooled(place, tmp_path) as pooler,
-        pair(PostgresUri(pooler.uri, direct=place.uri), tmp_path) as two,
+        pooled(place.uri, tmp_path) as pooler,
+        pair(PostgresUri(pooler, direct=place.uri), tmp_path) as two,
     ):
         anna, bert = two.companions
         cursor = (await anna.get("/v1/inbox")).body["cursor"]
@@ -808,9 +770,9 @@ async def test_a_relay_that_would_hear_nothing_behind_a_pooler_says_so_and_ends(
     place: PostgresUri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_nodes, "BEAT_SECONDS", 0.5)
-    async with pooled(place, tmp_path) as pooler:
+    async with pooled(place.uri, tmp_path) as pooler:
         with pytest.raises(StoreUnusable, match="do not arrive") as refused:
-            async with open_store(pooler, serves=True):
+            async with open_store(PostgresUri(pooler), serves=True):
                 pass
     assert "--store-direct" in str(refused.value.advice)
 

@@ -250,8 +250,8 @@ def began_before(monkeypatch: pytest.MonkeyPatch, caller: Caller, change: Callab
     """Let the next call of `caller` find its membership, and then go on when `change` was made and answered."""
     meanwhile, membership = Meanwhile(change), accounts.membership
 
-    def found(db: Transaction, name: str) -> accounts.Membership | None:
-        result = membership(db, name)
+    def found(db: Transaction, name: str, **named: bool) -> accounts.Membership | None:
+        result = membership(db, name, **named)
         if name == caller.name:
             meanwhile()
         return result

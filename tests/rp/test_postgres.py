@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -22,9 +23,12 @@ from relying_party.errors import CeremonyGone, ProofInvalid, SetupError, StoreUn
 from relying_party.http.app import make_app
 from relying_party.http.request import STATE
 from relying_party.place import PostgresUri, store_place
+from relying_party.store import postgres as postgres_module
 from relying_party.store.postgres import STEPS, PostgresStore
+from tests.pgbouncer import pooled
 from tests.ports import reserved_port
 from tests.programs import run, running
+from tests.relay.states import OpeningThatWaits
 from tests.relay.stores import ON_POSTGRES, PostgresServer, postgres
 from tests.rp.authenticator_double import create, get
 from tests.rp.clients import make_config
@@ -200,6 +204,30 @@ async def test_what_begins_on_one_machine_ends_on_another_and_a_killed_one_takes
         body = {"ceremony": ceremony, "response": get(passkey, options, "http://localhost:7777")}
         status, answer = await second.post("/webauthn/authentication/result", body)
         assert (status, answer["user"]["name"]) == (200, "ada")
+
+
+@pytest.mark.threat("T13")
+async def test_parties_go_through_a_pooler_with_fewer_connections_than_they_have(
+    place: PostgresUri, tmp_path: Path
+) -> None:
+    """PgBouncer in transaction mode: two programs, and then as many sign-ins at once as there are users."""
+    async with pooled(str(place), tmp_path) as pooler:
+        async with two_parties(PostgresUri(pooler)) as (first, second, _):
+            ceremony, options = await first.begin("registration", user_name="ada")
+            _, response = create(options, "http://localhost:7777")
+            body = {"ceremony": ceremony, "response": response}
+            assert (await second.post("/webauthn/registration/result", body))[0] == 201
+            assert (await first.post("/webauthn/registration/result", body))[0] == 410
+        async with two_stores(PostgresUri(pooler)) as (one, other):
+            nonce = await newest(one)
+            proofs = [proof(nonce, token_hex(8)) for _ in range(40)]
+            taken = await asyncio.gather(
+                *(store.take_proof(each, now=NOW) for each in proofs for store in (one, other)),
+                return_exceptions=True,
+            )
+            refused = [each for each in taken if isinstance(each, ProofInvalid)]
+            assert (len(refused), len(taken)) == (40, 80)
+            assert not [each for each in taken if isinstance(each, Exception) and each not in refused]
 
 
 @pytest.mark.threat("T13")
@@ -438,6 +466,49 @@ async def test_who_takes_time_is_not_cut_off(place: PostgresUri, monkeypatch: py
         await store.database.run(work)
         monkeypatch.undo()
     assert tries == [True]
+
+
+async def test_an_opening_that_is_cancelled_leaves_nothing_open(
+    place: PostgresUri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = OpeningThatWaits(postgres_module, "migrate", monkeypatch)
+    await opening.cancelled(PostgresStore(place))
+    assert connections(place) == 0
+
+
+async def test_who_closes_waits_for_what_is_under_way_also_when_it_is_cancelled(place: PostgresUri) -> None:
+    began, goes_on = threading.Event(), threading.Event()
+
+    def work(db: Any) -> None:
+        db.execute("SELECT 1")
+        began.set()
+        assert goes_on.wait(30)
+
+    store = PostgresStore(place)
+    await store.__aenter__()
+    running_one = asyncio.ensure_future(store.database.run(work))
+    assert await asyncio.to_thread(began.wait, 30)
+    closing = asyncio.ensure_future(store.__aexit__(None, None, None))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        closing.cancel()
+    assert not closing.done()
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await running_one
+    assert not [each.name for each in threading.enumerate() if each.name.startswith("store")]
+    assert connections(place) == 0
+
+
+def connections(place: PostgresUri) -> int:
+    """How many a store has to the database, once the server has heard of their ends."""
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'relying-party'"
+    for _ in range(200):
+        ((count,),) = query(place, asked)
+        if not count:
+            break
+    return int(count)
 
 
 async def test_a_closed_database_says_so(place: PostgresUri) -> None:
