@@ -83,7 +83,7 @@ soak: $(VENV)/check.done  ## sign-ins at a fixed rate for an hour, and the serve
 bench: $(VENV)/check.done system-packages  ## how fast and how large device, core, relying party, radio, relay and tunnel service are: prints benchmarks/RESULTS.md, writes and draws it
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/device.py --write
 	@PYTHONPATH=examples $(BIN)/python benchmarks/core.py --write
-	@PYTHONPATH=examples $(BIN)/python benchmarks/rp.py --write
+	@PYTHONPATH=examples:. $(BIN)/python benchmarks/rp.py --write
 	@PYTHONPATH=examples $(BIN)/python benchmarks/radio.py --write
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/relay.py --write
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/nodes.py --write

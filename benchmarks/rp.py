@@ -1,7 +1,7 @@
 """How many sign-ins the relying party verifies, compared with the signatures and the store that it needs.
 
     make bench                                       with the other benchmarks
-    PYTHONPATH=examples python benchmarks/rp.py      measure and print
+    PYTHONPATH=examples:. python benchmarks/rp.py    measure and print
 
 A sign-in is measured by its second request, from headers and body to the answer's body: everything but HTTP.
 The baseline runs in turns with it: the same signatures, verified with keys that are loaded already, and the
@@ -14,7 +14,8 @@ import gc
 import json
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -55,6 +56,7 @@ from relying_party.core.proofs import ProofsInMemory, verify_proof
 from relying_party.core.sessions import Lifetimes, open_session
 from relying_party.http.app import authentication_options, authentication_result, make_app
 from relying_party.http.request import STATE, State
+from relying_party.place import PostgresUri, StorePlace
 
 ORIGIN: Final = "https://rp.example"
 OPTIONS: Final = "/webauthn/authentication/options"
@@ -95,7 +97,8 @@ def _page(rows: list[Row]) -> list[str]:
         "",
         "A sign-in is the second request of one, without HTTP: its proof of key (a device's), its body, the ceremony's record, the credential, the",
         "verification, the session, the answer. One at a time, so per second is per core and worker of the store. The store is SQLite",
-        "with `synchronous=FULL`: one of its three calls waits for the disk, and what is held against it waits for the same disk in turns.",
+        "with `synchronous=FULL`: one of its three calls waits for the disk, and what is held against it waits for the same disk in turns. In PostgreSQL",
+        "each of the three is a transaction of its own, and the ceremony's record a fourth, which is not held against it.",
         "",
         "python-fido2 parses the stored key and the authenticator data, loads the key and verifies. With its own response classes, which the",
         "relying party took until 2026-11-27, it evaluates type hints for each object besides. The proof of key is joserfc's for the most part."
@@ -105,22 +108,8 @@ def _page(rows: list[Row]) -> list[str]:
 
 async def measured(folder: Path) -> list[Row]:
     """The rows of the table."""
-    config = Config.make(
-        rp_id="rp.example",
-        rp_name=None,
-        web_origins=(ORIGIN,),
-        device_origins=(),
-        public_url=ORIGIN,
-        store=folder / "store.sqlite",
-        requests_per_minute=10**9,
-        registrations_per_day=10**9,
-    )
-    app = make_app(config)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        bench = await Bench.make(app)
-        return [
+    async with running(folder / "store.sqlite") as bench:
+        rows = [
             await compare("a response verified, no store", bench.responses, "ES256", lambda: bench.verify(1)),
             await compare("of that python-fido2", bench.library, "ES256", lambda: bench.verify(1)),
             await compare(
@@ -138,6 +127,44 @@ async def measured(folder: Path) -> list[Row]:
             await compare("sign-in in a browser", bench.browsers, "ES256 + store", lambda: bench.parts(1)),
             await compare("sign-in of a device", bench.devices, "2 ES256 + store", lambda: bench.parts(2)),
         ]
+    return [*rows, *await in_postgresql()]
+
+
+async def in_postgresql() -> list[Row]:
+    """A sign-in with its store in PostgreSQL, on a private server of this machine, with fsync; nothing where it is not installed."""
+    from tests.relay.stores import PostgresServer, is_installed  # noqa: PLC0415  for this alone
+
+    if not is_installed():
+        return []
+    server = PostgresServer(durable=True)
+    try:
+        server.do("postgres", "CREATE DATABASE party")
+        async with running(PostgresUri(server.url("party").uri)) as bench:
+            what = "sign-in in a browser, store in PostgreSQL"
+            return [
+                await compare(what, bench.browsers, "ES256 + that store", lambda: bench.parts(1)),
+            ]
+    finally:
+        server.end()
+
+
+@asynccontextmanager
+async def running(store: StorePlace) -> "AsyncIterator[Bench]":
+    config = Config.make(
+        rp_id="rp.example",
+        rp_name=None,
+        web_origins=(ORIGIN,),
+        device_origins=(),
+        public_url=ORIGIN,
+        store=store,
+        requests_per_minute=10**9,
+        registrations_per_day=10**9,
+    )
+    app = make_app(config)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        yield await Bench.make(app)
     finally:
         await runner.cleanup()
 
