@@ -19,6 +19,7 @@ import plots
 import pytest
 import radio
 import relay
+import sizing
 import tunnels
 import whole_sign_in
 from certificates import Certificate
@@ -273,3 +274,58 @@ def test_each_ratio_and_each_stage_is_drawn_and_the_page_shows_the_picture() -> 
 def test_drawing_again_changes_nothing() -> None:
     once = plots.drawn(PAGE)
     assert plots.drawn(once[0]) == once
+
+
+RESULTS_OF_A_PLAN = """# What a sign-in costs the device
+
+| server | processor time of one sign-in | sign-ins a second for each core |
+| --- | --- | --- |
+| tunnel service | 5.00 ms | 200 |
+| relay | 20.0 ms | 50 |
+| relying party | 10.0 ms | 100 |
+
+# What a waiting companion costs the relay
+
+| what | median | against | median | ratio | aim |
+| --- | --- | --- | --- | --- | --- |
+| memory for each of 500 held polls under TLS, uvloop | 64.0 KiB |  |  |  | at most 60 KiB: **no** |
+
+# What a tunnel costs the tunnel service
+
+| what | median | against | median | ratio | aim |
+| --- | --- | --- | --- | --- | --- |
+| memory of an idle tunnel under TLS, on uvloop | 128.0 KiB |  |  |  |  |
+
+# What a change of an account's state costs in Redis
+
+2048 bytes of memory for an account with one request that waits.
+
+# What several relays on one database cost
+
+An account with one companion and one device takes 4.0 KiB of the database at rest.
+"""
+
+
+def test_a_plan_follows_from_the_results_and_the_assumptions() -> None:
+    assumed = {name: value for name, (value, _) in sizing.ASSUMED.items()}
+    assumed |= {
+        "accounts": 2.0**20,
+        "cell": 2.0**19,
+        "sign-ins-per-day": 86400 / 2**20,
+        "peak": 8.0,
+        "busy": 0.5,
+    }
+    planned = {what: much for what, much, _ in sizing.plan(sizing.Measured.of(RESULTS_OF_A_PLAN), assumed)}
+    assert planned["sign-ins a second at the peak"] == "8"
+    assert planned["cores, relays and their databases"] == f"{8 * 0.020 * 2 / 0.5:.0f}"
+    assert planned["requests that wait at once"] == "240"
+    assert planned["memory for these, in Redis"] == "480.0 KiB"
+    assert planned["memory for these, in the relays, under TLS"] == "30.0 MiB"
+    assert planned["the accounts at rest, in PostgreSQL"] == "4.0 GiB"
+    assert planned["cells"] == "2"
+    assert planned["core hours of a million sign-ins"] == f"{1e6 / 3600 * 0.055 / 0.5:.1f}"
+
+
+def test_a_plan_needs_all_results() -> None:
+    with pytest.raises(LookupError, match="no row 'relay'"):
+        sizing.Measured.of(RESULTS_OF_A_PLAN.replace("| relay |", "| relais |"))
