@@ -26,7 +26,7 @@ import aiohttp
 import headless_passkey.account.delivery
 import headless_passkey.account.relay
 import headless_passkey.command.ceremony
-import headless_passkey.device
+import headless_passkey.rp_ceremony
 from companion_push.cli import main as companion_push
 from headless_passkey.command.cli import main as headless_passkey_main
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError, TransportError, TransportReason
@@ -227,7 +227,7 @@ def main() -> int:
     program, *words = parser.parse_args().words
     with contextlib.ExitStack() as changed:
         for module in (
-            headless_passkey.device,
+            headless_passkey.rp_ceremony,
             headless_passkey.account.relay,
             headless_passkey.account.delivery,
             headless_passkey.command.ceremony,
