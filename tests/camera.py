@@ -41,7 +41,7 @@ class Screen:
 
     def read(self) -> str | None:
         """What the QR code on the screen says; None when no code can be read."""
-        return _decode(self._pixels(), self._screen.lines * HEIGHT, self._screen.columns * WIDTH)
+        return decode(self._pixels(), self._screen.lines * HEIGHT, self._screen.columns * WIDTH)
 
     def _pixels(self) -> bytes:
         pixels = bytearray()
@@ -76,10 +76,11 @@ def read_file(content: bytes) -> str | None:
         )
         bits = "".join(f"{byte:08b}" for byte in above)[:width]
         pixels += bytes(_WHITE if bit == "1" else _BLACK for bit in bits)
-    return _decode(bytes(pixels), height, width)
+    return decode(bytes(pixels), height, width)
 
 
-def _decode(pixels: bytes, height: int, width: int) -> str | None:
+def decode(pixels: bytes, height: int, width: int) -> str | None:
+    """What the QR code in a picture says. pixels: a byte of grey each, row by row."""
     image = memoryview(pixels).cast("B", (height, width))
     found = zxingcpp.read_barcodes(image, try_invert=False)
     return next((each.text for each in found), None)
