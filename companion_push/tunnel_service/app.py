@@ -649,8 +649,19 @@ async def _close_hook(app: web.Application) -> None:
         await phones.hook.close()
 
 
+class _Websocket(web.WebSocketResponse):
+    """A websocket whose timers end with it.
+
+    aiohttp's own (3.14) begins its heartbeat anew when the answer to its close frame comes, and is kept with its TLS buffers until that is due.
+    """
+
+    def _reset_heartbeat(self) -> None:
+        if not self.closed:
+            super()._reset_heartbeat()
+
+
 def _websocket(limits: Limits) -> web.WebSocketResponse:
-    return web.WebSocketResponse(
+    return _Websocket(
         protocols=(SUBPROTOCOL,),
         compress=False,  # what is carried is ciphertext
         # our own check closes with 1009 (message too big); aiohttp's drops the connection without a close frame

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -16,12 +18,14 @@ import yarl
 from aiohttp import web
 from certificates import Certificate
 
+from companion_push.tunnel_service import app as tunnel_app
 from companion_push.tunnel_service.app import TunnelEndpoints, make_app
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
 from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
 
+PATIENCE = 20.0  # seconds: a safety net, so that a hang is a failure
 TUNNEL_ID = bytes(range(0xA0, 0xB0))
 PROTOCOL = {"Sec-WebSocket-Protocol": "fido.cable"}
 UPGRADE = PROTOCOL | {
@@ -99,6 +103,32 @@ async def test_messages_are_carried_verbatim_in_order_and_both_ways(start: Start
             await second.send(message[::-1])
         assert [await second.receive() for _ in messages] == messages
         assert [await first.receive() for _ in messages] == [message[::-1] for message in messages]
+
+
+@pytest.mark.threat("T17")
+async def test_nothing_of_a_tunnel_is_kept_when_it_has_ended(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, kept = tunnel_app._websocket, weakref.WeakSet[web.WebSocketResponse]()
+
+    def noted(limits: Limits) -> web.WebSocketResponse:
+        websocket = real(limits)
+        kept.add(websocket)
+        return websocket
+
+    monkeypatch.setattr(tunnel_app, "_websocket", noted)
+    async with start(silence=3600) as service:
+        for _ in range(4):
+            async with service.open() as first:
+                async with service.join(first.routing_id) as second:
+                    await first.send(b"one")
+                    assert await second.receive() == b"one"
+                    assert len(kept) >= 2
+                await ended(first)  # which answers the service's close frame
+        async with asyncio.timeout(PATIENCE):
+            while len(kept):
+                gc.collect()
+                await asyncio.sleep(0.01)
 
 
 async def test_what_the_first_end_says_waits_for_the_second(start: Start) -> None:
