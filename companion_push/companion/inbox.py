@@ -212,7 +212,7 @@ class Inbox:
     # Listening
 
     async def listen(self, *, arrivals: bool = True) -> None:
-        """Follow the relay's stream until cancelled, or poll where there is none, and reconnect after failures.
+        """Follow the relay's stream until cancelled, or poll where there is none, and reconnect after failures, a wrong clock too.
 
         arrivals: whether to take new requests. Raises permanent failures: `TrustError` when this companion is no member
         any more, `RemoteProtocolError` when the relay does not speak the protocol.
@@ -228,7 +228,9 @@ class Inbox:
                     continue
                 else:
                     delay = _MIN_PAUSE * _jitter()
-            except TransportError as error:
+            except (TransportError, TrustError) as error:
+                if isinstance(error, TrustError) and error.reason is not TrustReason.CLOCK_SKEW:
+                    raise  # a clock is set again, soon after the start of a machine mostly
                 if self._heard_of is not False:
                     self._tell(NoticeKind.UNREACHABLE, f"{error.explain()}; trying again")
                 self._heard_of, self._cursor = False, None

@@ -995,6 +995,27 @@ async def test_a_relay_that_cannot_be_reached_is_told_and_asked_again(
     assert anna.kinds.count(NoticeKind.UNREACHABLE) == 1
 
 
+async def test_a_clock_that_is_wrong_for_a_while_does_not_end_the_listening(
+    anna: Companion, home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = iter([TrustError(TrustReason.CLOCK_SKEW, "this clock is 86400 s ahead")])
+    real, asked = anna.inbox._relay.inbox, asyncio.Event()
+
+    async def skewed(**kwargs: Any) -> Any:
+        for error in wrong:
+            raise error
+        asked.set()
+        return await real(**kwargs)
+
+    monkeypatch.setattr(anna.inbox._relay, "inbox", skewed)
+    listening = asyncio.create_task(anna.inbox.listen())
+    await asyncio.wait([listening, asyncio.ensure_future(asked.wait())], return_when=asyncio.FIRST_COMPLETED)
+    assert asked.is_set(), "it has ended"
+    listening.cancel()
+    await asyncio.wait([listening])
+    assert anna.kinds.count(NoticeKind.UNREACHABLE) == 1
+
+
 RING_1 = {"version": 1, "hash": base64url(bytes(32))}  # older than what a companion holds
 
 
