@@ -15,6 +15,7 @@ from tests.chaos.plan import (
     Kind,
     make_plan,
 )
+from tests.chaos.run import PER_ROUND, SHORT, SHORT_SEED
 
 seeds = st.integers(min_value=0, max_value=2**64)
 rounds = st.integers(min_value=0, max_value=40)
@@ -72,6 +73,11 @@ def check(fault: Fault) -> None:
 
 def test_every_kind_comes() -> None:
     assert {fault.kind for each in make_plan(1, 200).rounds for _, fault in each.faults} == set(Kind)
+
+
+def test_the_short_run_has_most_kinds() -> None:
+    plan = make_plan(SHORT_SEED, SHORT // PER_ROUND)
+    assert len({fault.kind for each in plan.rounds for _, fault in each.faults}) >= 9
 
 
 @given(seeds, rounds, st.sets(st.integers(min_value=0, max_value=60)))
