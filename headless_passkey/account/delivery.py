@@ -1,5 +1,6 @@
 """Deliveries of FIDO URLs: through the push relay, or as a line on stdout."""
 
+import asyncio
 import logging
 import math
 import re
@@ -23,7 +24,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.mends import mend
-from headless_passkey.net.proven_http import ProvenHttp, open_session
+from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.request import DeviceEvent
 from headless_passkey.text.names import quoted
 from headless_passkey.trust.device_checks import check_claim
@@ -32,6 +33,9 @@ from headless_passkey.trust.freshness import DAY, UNCONFIRMED_AFTER, ForgottenRi
 from headless_passkey.trust.hpke import can_seal_to
 from headless_passkey.trust.ring import Member
 from headless_passkey.trust.word import Claim
+
+_LATE: Final = 1.0  # seconds for which a submission that was cut off may arrive after its end was reported
+_LATE_PAUSE: Final = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +98,7 @@ class RelayDelivery:
         self._claims: dict[str, Claim] = {}  # what each recipient has to claim
         self._verified: ShownClaim | None = None  # the last one that was verified
         self._over = True  # whether the request has ended; also before the first
+        self._cut_off = False  # the submission was cancelled: it may arrive at the relay still
 
     @classmethod
     @asynccontextmanager
@@ -189,9 +194,13 @@ class RelayDelivery:
             sealed = envelopes[name] = seal(announcement, joined.key, companion.hpke_key)
             self._sent[name] = announcement
             self._claims[name] = Claim.of(device=announcement.device, request_id=request_id, sealed=sealed)
-        self._request_id, self._over = request_id, False
+        self._request_id, self._over, self._cut_off = request_id, False, False
         self._envelopes, self._expires_in = envelopes, seconds
-        await self._relay.submit(request_id, envelopes, expires_in=seconds)
+        try:
+            await self._relay.submit(request_id, envelopes, expires_in=seconds)
+        except asyncio.CancelledError:
+            self._cut_off = True
+            raise
 
     async def _submit_again(self) -> None:
         """Submit the same bytes again; not while a companion's claim was seen, whose phone is on its way already."""
@@ -301,4 +310,16 @@ class RelayDelivery:
             return
         self._over = True  # also when the report fails, since the request expires
         word = None if reason is None else re.sub(r"[^a-z0-9]+", "-", reason.lower()).strip("-")[:64]
-        await self._relay.report(self._request_id, outcome, word or None)
+        now = asyncio.get_running_loop().time
+        until = now() + (_LATE if self._cut_off else 0)
+        while True:
+            try:
+                await self._relay.report(self._request_id, outcome, word or None)
+            except ProblemAnswer as problem:
+                if problem.slug != "not-found" or now() > until:
+                    raise
+                await asyncio.sleep(
+                    _LATE_PAUSE
+                )  # the submission may be on its way still, and would ask people for nobody
+            else:
+                return

@@ -32,6 +32,7 @@ from tests.end_to_end.household import Home, Session, copied, processes, put_bac
 
 GRACE: Final = 45.0  # seconds after its deadline until a sign-in counts as hanging: what a slow machine needs to start and to end it
 PATIENCE: Final = 60.0  # seconds for what must come
+FORGOTTEN: Final = 240.0  # seconds until all is let go: a phone waits for a device that was killed for 120 s after the request's end
 ROGUE: Final = Path(__file__).parents[2] / "examples" / "rogue_relay.py"
 # how a sign-in may end that met faults; each is told with a reason and advice
 ENDS: Final = frozenset({ExitStatus.DONE, ExitStatus.TRANSPORT, ExitStatus.EXPIRED})
@@ -426,7 +427,7 @@ class Conductor:
         return f"connections to the {server} are left, {', '.join(strange)}" if strange else ""
 
     async def _until_none(self, left: Callable[[], str]) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + FORGOTTEN
         while said := left():
             if time.monotonic() > deadline:
                 raise Broken(said)

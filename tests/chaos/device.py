@@ -9,6 +9,7 @@ too; each sign-in ends with a line ``{"stage": "ended", "status": …, "tasks": 
 import argparse
 import asyncio
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -46,7 +47,9 @@ async def main() -> None:
     args = parser.parse_args()
     number, _, base = args.tunnel.partition("=")
     lines = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, lines.feed_eof)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     async with Device.open(
         Path(args.state), radio=args.radio, tunnels={int(number): base}, tls=tls_context(Path(args.ca))
     ) as device:

@@ -1,5 +1,6 @@
 """The delivery of FIDO URLs: through a real relay to companions that open them, and on stdout."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -26,7 +27,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
-from headless_passkey.net.proven_http import ProvenHttp, open_session
+from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
@@ -35,6 +36,7 @@ from headless_passkey.trust.envelope import open_envelope
 from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Claim, Word
+from tests.loop_clock import LoopClock
 from tests.relay.household import Household, running_relay
 from tests.trust.people import Person, companion, device, found, grow
 from tests.trust.refusal import refused
@@ -128,6 +130,65 @@ async def test_of_as_many_companions_as_an_account_may_have_all_are_asked(tmp_pa
         await delivery.submit(longest, fresh_urls(*names), lifetime=300)
         for companion in home.companions:
             assert len(await companion.inbox()) == 1
+
+
+async def cut_off(
+    delivery: RelayDelivery, monkeypatch: pytest.MonkeyPatch, on_report: Callable[[Callable[[], Any]], Any]
+) -> None:
+    """Cancel a submission on its way. on_report: called with what lets it arrive, after the relay has answered a report."""
+    relay, sent = delivery._relay, asyncio.Event()
+    submit, report = relay.submit, relay.report
+    calls: list[Callable[[], Any]] = []
+
+    async def on_its_way(*args: Any, **kwargs: Any) -> None:
+        calls.append(lambda: submit(*args, **kwargs))
+        sent.set()
+        await asyncio.Event().wait()
+
+    async def reported(*args: Any) -> RequestStatus:
+        try:
+            return await report(*args)
+        finally:
+            await on_report(calls[0])
+
+    monkeypatch.setattr(relay, "submit", on_its_way)
+    monkeypatch.setattr(relay, "report", reported)
+    names = await delivery.recipients()
+    submitting = asyncio.create_task(delivery.submit(ASK, fresh_urls(*names), lifetime=300))
+    await sent.wait()
+    submitting.cancel()
+    await asyncio.wait({submitting})
+
+
+@pytest.mark.threat("T6")
+async def test_a_request_that_arrives_after_its_end_was_reported_is_called_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with delivering(tmp_path, companions=1) as (delivery, home):
+        arrived: list[bool] = []
+
+        async def late(arrives: Callable[[], Any]) -> None:
+            if not arrived:
+                arrived.append(True)
+                await arrives()
+
+        await cut_off(delivery, monkeypatch, late)
+        await delivery.finish(DeviceEvent.CANCELLED)
+        assert arrived
+        assert await home.companions[0].inbox() == []
+
+
+async def test_a_request_that_never_arrives_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop_clock: LoopClock
+) -> None:
+    async with delivering(tmp_path, companions=1) as (delivery, _):
+
+        async def never(_arrives: Callable[[], Any]) -> None:
+            loop_clock.passes(1)
+
+        await cut_off(delivery, monkeypatch, never)
+        with pytest.raises(ProblemAnswer):
+            await delivery.finish(DeviceEvent.CANCELLED)
 
 
 @pytest.mark.threat("T4")
