@@ -27,19 +27,23 @@ test-fast: $(VENV)/check.done  ## the tests of the parts: no browser, no other l
 	@scripts/install-test-packages bluetooth
 	$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=tests/,$(SLOW)) $(PYTEST)
 
-STORES := $(addprefix tests/relay/,test_postgres.py test_nodes.py test_store_contract.py test_app.py test_membership.py test_notifying.py \
+STORES := $(addprefix tests/relay/,test_postgres.py test_pipeline.py test_nodes.py test_store_contract.py test_app.py test_membership.py test_notifying.py \
 	test_channels.py test_mutes.py test_killed_before_the_push.py) \
-	$(addprefix tests/rp/,test_postgres.py test_store_contract.py test_store_copy.py test_proofs.py test_challenges.py \
+	$(addprefix tests/rp/,test_postgres.py test_store_contract.py test_store_copy.py test_store_migration.py test_proofs.py test_challenges.py \
 	test_account.py test_removals.py test_registrations.py test_refresh.py test_sessions.py)
 test-stores: $(VENV)/check.done  ## the tests of relay and relying party on PostgreSQL, Redis and Valkey, which are installed for it; STORES=tests/relay for all of them
 	@scripts/install-test-packages postgresql
 	@scripts/install-test-packages redis
 	RELAY_TEST_STORE=postgresql $(BIN)/python -m pytest $(PARALLEL) -q $(STORES) $(STATES) $(PYTEST)
+	$(if $(IN_CLUSTER),RELAY_TEST_STORE=postgresql RELAY_TEST_STATES=valkey-cluster $(BIN)/python -m pytest $(PARALLEL) -q $(IN_CLUSTER) $(PYTEST))
 
 # each profile of hypothesis is in tests/conftest.py
 CORE := tests/hybrid tests/trust
 # account states beside the database
-STATES := $(addprefix tests/relay/,test_two_stores.py test_redis.py)
+STATES := $(addprefix tests/relay/,test_two_stores.py test_redis.py test_redis_faults.py)
+# the relay's tests once more, with all account states in a Cluster
+IN_CLUSTER := $(addprefix tests/relay/,test_two_stores.py test_nodes.py test_app.py test_membership.py test_notifying.py test_channels.py \
+	test_mutes.py test_killed_before_the_push.py)
 coverage: $(VENV)/check.done  ## every branch of the protocol core is taken by its own tests
 	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=few -q \
 		--cov=headless_passkey.hybrid --cov=headless_passkey.trust --cov-branch \
