@@ -10,6 +10,7 @@ import hmac
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from companion_push.relay import channels
@@ -328,7 +329,13 @@ def membership(db: Transaction, name: str, *, with_head: bool = False) -> Member
     if row is None:
         return None
     account, role, suspended, document = row
-    return Membership(name=name, account=account, role=Role(role), suspended=bool(suspended), head=document)
+    return Membership(
+        name=name,
+        account=account,
+        role=Role(role),
+        suspended=bool(suspended),
+        head=None if document is None else bytes(document),
+    )
 
 
 def reader(db: Transaction, name: str) -> tuple[str, int | None]:
@@ -396,7 +403,13 @@ def _newest_ring(db: Transaction, account: str) -> Ring | None:
     row = db.execute(
         "SELECT document FROM rings WHERE account = ? ORDER BY version DESC LIMIT 1", (account,)
     ).fetchone()
-    return None if row is None else Ring.parse_kept(row[0])
+    return None if row is None else _parsed(bytes(row[0]))
+
+
+@lru_cache(maxsize=256)  # of accounts that call at the moment; a document has 48 KiB at the most
+def _parsed(document: bytes) -> Ring:
+    """Parse a ring of ours. One that was parsed before is the same: a document is never another one's."""
+    return Ring.parse_kept(document)
 
 
 def rings_after(
@@ -472,7 +485,7 @@ def word_wanted(db: Transaction, companion: str) -> bool:
 
 def take_word(db: Transaction, companion: Membership, document: bytes) -> Word:
     """Verify and parse a word of `companion` about a ring that the relay holds (`unknown-ring`)."""
-    ring = _head(db, companion.account) if companion.head is None else Ring.parse_kept(companion.head)
+    ring = _head(db, companion.account) if companion.head is None else _parsed(companion.head)
     member = ring.member(companion.name)
     if member is None:
         raise not_found()
