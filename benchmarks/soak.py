@@ -22,7 +22,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -44,6 +44,7 @@ from companion_push.companion.relay_client import CompanionRelay
 from headless_passkey.device import Device
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.tunnel_url import ROUTING_ID_HEADER, SUBPROTOCOL, connect_url, new_url
+from headless_passkey.process.tasks import end
 from headless_passkey.radio.source import Advert
 from tests.end_to_end.household import Home, trusted
 from tests.ports import reserved_port
@@ -127,11 +128,12 @@ class Household:
 
     async def leaves(self) -> None:
         """`HeadlessPasskeyError` when the companion had ended by itself."""
-        if self._attending is not None:
-            self._attending.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._attending
-            self._attending = None
+        attending, self._attending = self._attending, None
+        if attending is None:
+            return
+        if attending.done():
+            attending.result()
+        await end(attending)
 
     @asynccontextmanager
     async def device(self) -> AsyncIterator[Device]:
