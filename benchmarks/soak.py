@@ -56,7 +56,8 @@ HOMES: Final = 12
 RATE: Final = 1.0  # sign-ins a second
 LEAVING: Final = 0.5  # companions a second that leave the relay and come back
 TUNNELS: Final = 2.0  # tunnels a second that are opened and left
-SAMPLE: Final = 10.0  # seconds between two looks at the servers
+SAMPLE: Final = 10.0  # seconds between two looks at the servers, at the most
+LOOKS: Final = 30  # at the servers, at the least
 WARM_UP: Final = 1 / 3  # of the time
 TIMEOUT: Final = 60.0  # seconds of a sign-in
 FLAT: Final = 0.05  # of the memory, which an hour may add
@@ -272,13 +273,13 @@ class Soak:
                 await first.receive_bytes()
 
     async def _watch(self, began: float) -> None:
-        number = 0
+        number, every = 0, min(SAMPLE, 60 * self.minutes / LOOKS)
         while True:
             for name in SERVERS:
                 pid = self.world.servers[name][0].process.pid
                 self.samples.setdefault(name, []).append(Sample.of(pid, time.monotonic() - began))
             number += 1
-            await asyncio.sleep(max(0.0, began + number * SAMPLE - time.monotonic()))
+            await asyncio.sleep(max(0.0, began + number * every - time.monotonic()))
 
     def lags(self) -> dict[str, str]:
         """How late each server's event loop was, by the bounds of its histogram."""
@@ -371,7 +372,7 @@ def page(soak: Soak) -> str:
         f"{soak.rate:g} sign-ins a second over {HOMES} accounts were planned (open load); a latency counts from the planned time, also where a device was not free then",
         f"({sum(each > 0.1 for each in soak.late)} times by more than 100 ms). Meanwhile {soak.left} companions left the relay and came back, and {soak.tunnels} more tunnels were opened and left, half of",
         "them joined. Devices, companions and software phones are in the process that makes the load, which shares this machine's processors with the servers.",
-        f"Memory is looked at every {SAMPLE:g} s; the growth is the slope of least squares after the first third of the time, with two standard errors.",
+        f"Memory is looked at every {SAMPLE:g} s or more often; the growth is the slope of least squares after the first third of the time, with two standard errors.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -407,10 +408,19 @@ async def soak(minutes: float, rate: float) -> tuple[Soak, str]:
                     await household.leaves()
 
 
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError("it must be a number above 0")
+    return number
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Sign in at a fixed rate for long, and watch the servers.")
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--rate", type=float, default=RATE, help="sign-ins a second (default: %(default)s)")
+    parser.add_argument("--minutes", type=_positive, default=60.0, help="default: %(default)g")
+    parser.add_argument(
+        "--rate", type=_positive, default=RATE, help="sign-ins a second (default: %(default)s)"
+    )
     parser.add_argument("--write", action="store_true", help="put it into benchmarks/RESULTS.md")
     parser.add_argument(
         "--samples", type=Path, metavar="FILE", help="gets what was seen of each server's memory, JSON lines"

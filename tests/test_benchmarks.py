@@ -20,6 +20,7 @@ import pytest
 import radio
 import relay
 import sizing
+import soak
 import tunnels
 import whole_sign_in
 from certificates import Certificate
@@ -329,3 +330,25 @@ def test_a_plan_follows_from_the_results_and_the_assumptions() -> None:
 def test_a_plan_needs_all_results() -> None:
     with pytest.raises(LookupError, match="no row 'relay'"):
         sizing.Measured.of(RESULTS_OF_A_PLAN.replace("| relay |", "| relais |"))
+
+
+def test_a_growth_is_the_slope_with_its_error() -> None:
+    growth, error = soak.slope([(hour / 10, 50.0 + 3 * hour / 10) for hour in range(10)])
+    assert growth == pytest.approx(3)
+    assert error == pytest.approx(0, abs=1e-9)
+    growth, error = soak.slope([(0.0, 1.0), (1.0, 0.0), (2.0, 1.0), (3.0, 0.0)])
+    assert growth - 2 * error < 0 < growth + 2 * error, "noise is no growth"
+
+
+def test_a_percentile_is_a_value_that_was_measured() -> None:
+    latencies = [float(number) for number in range(100, 0, -1)]
+    assert [soak.percentile(latencies, part) for part in (0.5, 0.99, 0.999)] == [51.0, 100.0, 100.0]
+    assert soak.percentile([7.0], 0.5) == 7.0
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "x"])
+def test_a_soak_without_a_length_is_refused(minutes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["soak.py", "--minutes", minutes])
+    with pytest.raises(SystemExit) as refused:
+        soak.main()
+    assert refused.value.code == 2
