@@ -215,5 +215,9 @@ async def test_chromium_has_a_passkey_evaluate_a_prf(browser: Browser) -> None:
 
 
 async def test_chromium_tells_the_page_that_the_phones_user_declines(browser: Browser) -> None:
-    options, _ = browser.site.server.register_begin(USER)
+    options, _ = browser.site.server.register_begin(
+        USER,
+        resident_key_requirement=ResidentKeyRequirement.REQUIRED,
+        user_verification=UserVerificationRequirement.REQUIRED,
+    )
     assert await browser.ask("create", dict(options), uv="decline") == {"error": "NotAllowedError"}
