@@ -116,14 +116,17 @@ class Conductor:
         await self._mend()
         self._check_claims(faults)
         self._check_sessions(sessions_before)
-        for home, worked in zip(town.homes, results, strict=True):
-            if worked and not any(fault.kind is Kind.JUMP for fault in faults):
+        for home, status in zip(town.homes, results, strict=True):
+            if status == 0 and not any(fault.kind is Kind.JUMP for fault in faults):
                 await self._check_session(home)
-        await self._must_sign_in(town.homes[one.number % len(town.homes)])
+        # a device that was killed has called nothing off: its next request takes the place of that one
+        killed = {number for number, status in enumerate(results) if status == KILLED}
+        for number in sorted({one.number % len(town.homes)} | killed):
+            await self._must_sign_in(town.homes[number])
         await self._nothing_is_left()
 
-    async def _sign_in(self, number: int, faults: list[Fault]) -> bool:
-        """One sign-in; returns whether it made a session."""
+    async def _sign_in(self, number: int, faults: list[Fault]) -> int:
+        """One sign-in; returns its status."""
         home = self.town.homes[number]
         began = time.monotonic()
         stopped = sum(fault.seconds for fault in faults)
@@ -135,7 +138,7 @@ class Conductor:
             "session" if ended.status == 0 else "killed" if killed else f"{ended.status} {why}"
         ] += 1
         self.say(f"    home {number}: {ended.status} {why or ''} after {time.monotonic() - began:.1f} s")
-        return ended.status == 0
+        return ended.status
 
     async def _ended(self, home: Home, seconds: float, patience: float) -> "_End":
         """Sign in, and see it end; `Broken` when it does not. seconds: for the sign-in. patience: seconds until it counts as hanging."""
