@@ -22,7 +22,7 @@ def test_an_example_says_what_it_is_for_and_how_it_is_called(example: Path) -> N
     done = run(example, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: {example.name}")
-    first_line, *_ = example.read_text(encoding="utf-8").removeprefix('"""').splitlines()
+    first_line, *_ = example.read_text(encoding="utf-8").removeprefix("r").removeprefix('"""').splitlines()
     assert first_line in done.stdout
 
 

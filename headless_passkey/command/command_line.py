@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import textwrap
 import time
@@ -132,6 +133,8 @@ class SettingsParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with one line and status 2, without argparse's usage text."""
         words = sys.argv[1:]
+        if any(re.match(r"-(?!-|h$).", word) for word in words):  # as one member's short name in 64 does
+            message += "; a value that begins with - is given as --option=VALUE, or last, after --"
         status = fail(
             ExitStatus.USAGE,
             "UsageError",

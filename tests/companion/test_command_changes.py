@@ -44,7 +44,8 @@ async def labels(state: Path) -> list[str]:
 
 
 async def change(state: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
-    status, stdout, said = await outcome("companion", *words, "--state", state, "--json")
+    command, *rest = words
+    status, stdout, said = await outcome("companion", command, "--state", state, "--json", *rest)
     assert stdout == ""
     return status, [json.loads(line) for line in said]
 
@@ -108,11 +109,22 @@ async def test_a_member_whose_label_nobody_can_type_is_removed_all_the_same(
     ring = grow(home.ring, phone.person, phone.person, TABLET, HUB, FRAME, puppet)
     assert (await phone.post("/v1/ring", {"ring": base64url(ring.document)})).status == 201
     typed = "Caf\u00e9 \U00012000" if how == "label" else puppet.name[:10]
-    status, said = await change(state, "remove", typed, "--confirm", typed)
+    status, said = await change(state, "remove", f"--confirm={typed}", "--", typed)
     assert status == 0, said
     assert await labels(state) == ["phone 0", "Tablet", "Kitchen hub", "Frame"]
-    status, _ = await change(state, "remove", "Kitchen hub", "--confirm", HUB.name[:5])
+    status, _ = await change(state, "remove", "Kitchen hub", f"--confirm={HUB.name[:5]}")
     assert status == 6, "too short to be meant"
+
+
+@pytest.mark.parametrize(
+    "words", [("Kitchen hub", "--confirm", "-AbCdEfGhI"), ("-AbCdEfGhI", "--confirm", "Kitchen hub")]
+)
+async def test_a_name_that_begins_as_options_do_is_told_how_it_is_given(
+    state: Path, words: tuple[str, ...]
+) -> None:
+    status, said = await change(state, "remove", *words)
+    assert status == 2
+    assert "--option=VALUE, or last, after --" in said[-1]["message"]
 
 
 async def test_a_member_is_renamed_and_keeps_what_it_is(state: Path, home: Household) -> None:
@@ -131,7 +143,7 @@ async def test_a_label_that_looks_like_anothers_is_refused(state: Path) -> None:
 
 async def test_who_was_removed_is_put_back_by_its_name(state: Path) -> None:
     assert (await change(state, "remove", "Kitchen hub", "--confirm", "Kitchen hub"))[0] == 0
-    status, said = await change(state, "restore", HUB.name[:10], "--confirm", "Kitchen hub")
+    status, said = await change(state, "restore", "--confirm", "Kitchen hub", "--", HUB.name[:10])
     assert status == 0, said
     assert await labels(state) == ["phone 0", "Tablet", "Frame", "Kitchen hub"]
 
@@ -140,7 +152,7 @@ async def test_who_was_removed_is_put_back_by_its_name(state: Path) -> None:
 async def test_who_was_removed_is_not_put_back_beside_its_twin(state: Path) -> None:
     assert (await change(state, "remove", "Kitchen hub", "--confirm", "Kitchen hub"))[0] == 0
     assert (await change(state, "rename", "Frame", "KITCHEN HUB", "--confirm", "Frame"))[0] == 0
-    status, said = await change(state, "restore", HUB.name[:10], "--confirm", "Kitchen hub")
+    status, said = await change(state, "restore", "--confirm", "Kitchen hub", "--", HUB.name[:10])
     assert (status, said[-1]["reason"]) == (8, "label-taken")
     assert await labels(state) == ["phone 0", "Tablet", "KITCHEN HUB"]
 
