@@ -65,11 +65,20 @@ class Receiver:
             self._sdus.append(len(self._buffer))
 
     def take_exactly(self, size: int) -> bytes | None:
-        """Take a message of a known size; None when there are fewer bytes."""
+        """Take a message of a known size; None when there are fewer bytes.
+
+        `RemoteProtocolError` when the peer puts lengths before its messages, and this one has another.
+        """
         if len(self._buffer) < size:
             return None
         self.counted = self.counted or self._buffer.startswith(size.to_bytes(_LENGTH, "big"))
-        return self._take_counted() if self.counted else self._cut(0, size)
+        message = self._take_counted() if self.counted else self._cut(0, size)
+        if message is not None and len(message) != size:
+            raise RemoteProtocolError(
+                f"a message of {len(message)} bytes came over the direct channel in place of one of {size}",
+                reason=ProtocolReason.MALFORMED_HANDSHAKE,
+            )
+        return message
 
     def take(self, opens: Opens) -> bytes | None:
         """Take the next message, which `opens` recognises; None when it has not come yet.

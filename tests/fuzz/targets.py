@@ -468,7 +468,7 @@ def direct_handshake(data: bytes) -> None:
     receiver = Receiver()
     for piece in _plaintexts(data):
         receiver.feed(piece)
-        message = receiver.take_exactly(noise.MESSAGE_SIZE)
+        message = attempt(lambda: receiver.take_exactly(noise.MESSAGE_SIZE))
         assert message is None or len(message) == noise.MESSAGE_SIZE
     attempt(lambda: receiver.take(CipherState(PSK).opens))
 

@@ -181,6 +181,23 @@ def test_a_length_is_bounded_and_what_is_behind_it_has_to_decrypt(sdu: bytes, re
     assert caught.value.reason is reason
 
 
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    ("length", "reason"),
+    [
+        (MESSAGE_SIZE - 1, ProtocolReason.MALFORMED_HANDSHAKE),
+        (0, ProtocolReason.MALFORMED_HANDSHAKE),
+        (0xFFFF0041, ProtocolReason.TOO_LONG),
+    ],
+)
+def test_a_handshake_message_has_its_size_behind_a_length_too(length: int, reason: ProtocolReason) -> None:
+    receiver = counting()
+    receiver.feed(length.to_bytes(4, "big") + bytes(MESSAGE_SIZE))
+    with pytest.raises(RemoteProtocolError) as caught:
+        receiver.take_exactly(MESSAGE_SIZE)
+    assert caught.value.reason is reason
+
+
 def test_a_message_without_a_length_is_none_after_one_with_a_length() -> None:
     receiver = counting()
     receiver.feed(b"\0\0\0")
