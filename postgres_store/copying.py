@@ -1,12 +1,35 @@
-"""What commands do with a whole store: count its rows, look at what its server would lose, and copy it from one engine into another."""
+"""What commands do with a whole store: count its rows, look at what its server would lose, say what brings it to the newest schema, and
+copy it from one engine into another.
+"""
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
 _DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")  # settings of PostgreSQL
 _PORTION: Final = 500  # rows that are in memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The steps of the schema that a store lacks."""
+
+    version: int  # of the store: the number of the last step that was made, 0 of an empty one
+    steps: tuple[tuple[str, ...], ...]  # the statements of each, as its engine takes them
+
+    @property
+    def newest(self) -> int:
+        return self.version + len(self.steps)
+
+    def lines(self) -> Iterator[str]:
+        """The statements for people, as SQL that can be run: each step begins with a comment, its number."""
+        for number, step in enumerate(self.steps, self.version + 1):
+            yield f"-- step {number}"
+            for statement in step:
+                yield f"{textwrap.dedent(statement).strip().removesuffix(';')};"
 
 
 def counted(db: Any, tables: Iterable[str]) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,10 +36,8 @@ def _migrate(args: argparse.Namespace, say: Callable[[str], None]) -> None:
         say(f"the store has the newest schema, version {plan.version}")
         return
     if args.dry_run:
-        for number, step in enumerate(plan.steps, plan.version + 1):
-            out(f"-- step {number}\n")
-            for statement in step:
-                out(f"{textwrap.dedent(statement)};\n")
+        for line in plan.lines():
+            out(f"{line}\n")
         say(
             f"the store has version {plan.version} of the schema, and would be brought to version {plan.newest}"
         )

@@ -23,6 +23,7 @@ try:
     import psycopg
 
     from postgres_store import database, schema
+    from postgres_store.copying import Plan
 except ImportError as error:
     raise setup_error(
         "a store in PostgreSQL needs psycopg", SetupReason.MISSING_PACKAGE, extra="postgres"
@@ -197,12 +198,13 @@ def migrate(connection: "psycopg.Connection[Any]") -> None:
     schema.migrate(connection, _steps(), table=_VERSION, errors=_ERRORS)
 
 
-def planned(place: PostgresUri) -> tuple[int, list[list[str]]]:
-    """The number of the last step of the schema that was made, and the statements of each that is missing. It changes nothing."""
+def planned(place: PostgresUri) -> Plan:
+    """Look which steps of the schema are missing, and change nothing."""
     steps = _steps()
     with contextlib.closing(PostgresStore(place)) as store, store.connected() as connection:
         version = schema.version_of(connection, table=_VERSION, newest=len(steps), errors=_ERRORS)
-    return version, [[schema.translated(each) for each in step] for step in steps[version:]]
+    missing = (tuple(map(schema.translated, step)) for step in steps[version:])
+    return Plan(version=version, steps=tuple(missing))
 
 
 def _steps() -> list[list[str]]:

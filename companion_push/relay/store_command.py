@@ -153,10 +153,8 @@ async def _migrate(args: argparse.Namespace) -> None:
         say(args, f"the store has the newest schema, version {plan.version}", stage="migrated", **details)
         return
     if args.dry_run:
-        for number, step in enumerate(plan.steps, plan.version + 1):
-            out(f"-- step {number}")
-            for statement in step:
-                out(f"{statement};")
+        for line in plan.lines():
+            out(line)
         said = f"the store has version {plan.version} of the schema, and would be brought to version {plan.newest}"
         say(args, said, stage="planned", **details)
         return

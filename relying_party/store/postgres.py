@@ -20,6 +20,7 @@ from relying_party.store.sql import MIGRATIONS, USED_PROOFS, SqlStore, Transacti
 try:
     from psycopg.rows import dict_row
 
+    from postgres_store.copying import Plan
     from postgres_store.database import Database, Errors, Isolation
     from postgres_store.schema import migrate, translated, version_of
     from relying_party.store.minutes import MINUTES, PostgresChallenges, PostgresProofs
@@ -79,11 +80,11 @@ def opened_database(place: PostgresUri) -> Database:
     return database
 
 
-def planned(place: PostgresUri) -> tuple[int, list[list[str]]]:
-    """The number of the last step of the schema that was made, and the statements of each that is missing. It changes nothing."""
+def planned(place: PostgresUri) -> Plan:
+    """Look which steps of the schema are missing, and change nothing."""
     with closing(_database(place)) as database, database.connected() as connection:
         version = version_of(connection, table=_VERSION, newest=len(STEPS), errors=ERRORS)
-    return version, [[translated(each) for each in step] for step in STEPS[version:]]
+    return Plan(version=version, steps=tuple(tuple(map(translated, step)) for step in STEPS[version:]))
 
 
 def _database(place: PostgresUri) -> Database:
