@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -38,19 +38,29 @@ sys.stdin.read()
 
 
 @asynccontextmanager
-async def held_by_another_process(path: Path) -> AsyncIterator[None]:
-    beside = path.with_name(f".{path.name}.lock")
+async def another_process(
+    program: str, path: Path, *, says: bytes
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that runs `program` on a file, and has said so; killed at the end."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", HOLD, str(beside)),
+        *(sys.executable, "-c", program, str(path)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
-    assert await process.stdout.readline() == b"held\n"
+    assert await process.stdout.readline() == says + b"\n"
     try:
-        yield
+        yield process
     finally:
-        await process.communicate(b"")
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@asynccontextmanager
+async def held_by_another_process(path: Path) -> AsyncIterator[None]:
+    async with another_process(HOLD, path.with_name(f".{path.name}.lock"), says=b"held"):
+        yield
 
 
 @pytest.fixture
@@ -141,22 +151,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@asynccontextmanager
-async def writing(path: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+def writing(path: Path) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
     """A process that has written, and has not given the file its name."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", KILLED_WHILE_IT_WRITES, str(path)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert await process.stdout.readline() == b"written\n"
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+    return another_process(KILLED_WHILE_IT_WRITES, path, says=b"written")
 
 
 @pytest.mark.threat("T11")
