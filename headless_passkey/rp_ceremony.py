@@ -113,7 +113,7 @@ class RelyingPartyCeremonies:
         asked: Asked,
         *,
         on_stage: Callable[[StageEvent], None] = lambda _event: None,
-        timeout: float = CEREMONY_TIMEOUT,  # noqa: ASYNC109  as above
+        timeout: float = CEREMONY_TIMEOUT,  # noqa: ASYNC109  one deadline over all steps is the interface
         delivery: Delivery | None = None,
         keep: bool = True,
         link: bool = False,

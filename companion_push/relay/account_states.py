@@ -125,9 +125,8 @@ class SqlStates:
         """Write the value over the expected version; False where there is another one."""
         statement, values = self._statement(write)
         if self._seen.get(write.account) == write.expected:
-            self._db.executemany(
-                statement, [values]
-            )  # nobody waits for what it says: no other transaction was faster
+            # no other transaction was faster, so nobody waits for what the statement says
+            self._db.executemany(statement, [values])
         elif self._db.execute(statement, values).rowcount == 0:
             return False
         self._seen[write.account] = write.version

@@ -311,15 +311,14 @@ class RelayDelivery:
         self._over = True  # also when the report fails, since the request expires
         word = None if reason is None else re.sub(r"[^a-z0-9]+", "-", reason.lower()).strip("-")[:64]
         now = asyncio.get_running_loop().time
-        until = now() + (_LATE if self._cut_off else 0)
+        until = now() + _LATE
         while True:
             try:
                 await self._relay.report(self._request_id, outcome, word or None)
             except ProblemAnswer as problem:
-                if problem.slug != "not-found" or now() > until:
+                # a submission that was cut off may be on its way still, and would ask people for nobody
+                if problem.slug != "not-found" or not self._cut_off or now() > until:
                     raise
-                await asyncio.sleep(
-                    _LATE_PAUSE
-                )  # the submission may be on its way still, and would ask people for nobody
             else:
                 return
+            await asyncio.sleep(_LATE_PAUSE)
