@@ -61,7 +61,7 @@ def state(pid: int) -> str | None:
     """A process' state as /proc has it; None when there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second when it ends between opening and reading
         return None
 
 
