@@ -38,6 +38,7 @@ from headless_passkey.hybrid.tunnel_url import (
     parse_routing_id,
 )
 from headless_passkey.mends import mend, setup_error
+from headless_passkey.net.connector import Connector
 from headless_passkey.net.proxy import Way, tracing
 from headless_passkey.process.tasks import end
 
@@ -328,6 +329,7 @@ async def open_websocket(
         return response
 
     async with aiohttp.ClientSession(
+        connector=Connector(),
         cookie_jar=aiohttp.DummyCookieJar(),
         middlewares=(first_answer_counts,),
         skip_auto_headers=("User-Agent",),

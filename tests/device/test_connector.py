@@ -1,0 +1,125 @@
+"""Connections end with their client session, whatever the server does, though the event loop ends at once."""
+
+import asyncio
+import base64
+import gc
+import hashlib
+import os
+import re
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+
+import pytest
+from certificates import Certificate
+
+from headless_passkey.net.proven_http import open_session
+from headless_passkey.net.tls import tls_context
+from headless_passkey.net.tunnel import open_tunnel
+
+PATIENCE = 20.0  # seconds; a safety net
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n%s\r\n{}"
+
+
+def as_http(_request: bytes) -> bytes:
+    return ANSWER % b""
+
+
+def as_http_that_ends(_request: bytes) -> bytes:
+    return ANSWER % b"Connection: close\r\n"
+
+
+def as_http_cut_short(_request: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n{}"
+
+
+def as_tunnel(request: bytes) -> bytes:
+    """The answer to a websocket's request, and the frame that closes the websocket."""
+    key = re.search(rb"Sec-WebSocket-Key: (\S+)", request)
+    assert key is not None
+    # RFC 6455 section 4.2.2, with its own GUID
+    accept = base64.b64encode(
+        hashlib.sha1(key[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11", usedforsecurity=False).digest()
+    )
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Protocol: fido.cable\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n\x88\x02\x03\xe8"
+    )
+
+
+@contextmanager
+def silent_after(
+    answer: Callable[[bytes], bytes], certificate: Certificate
+) -> Iterator[tuple[int, "Future[None]"]]:
+    """A server that answers once, and then neither closes TLS nor the connection: its port, and when the client did."""
+    ended: Future[None] = Future()
+
+    def serve() -> None:
+        accepted, _ = listening.accept()
+        with certificate.server_context().wrap_socket(accepted, server_side=True) as tls:
+            tls.sendall(answer(tls.recv(65536)))
+            with socket.socket(fileno=os.dup(tls.fileno())) as raw:  # TLS is not spoken any more
+                raw.settimeout(PATIENCE)
+                try:
+                    with suppress(ConnectionError):
+                        while raw.recv(65536):
+                            pass
+                    ended.set_result(None)
+                except OSError as error:  # for the test
+                    ended.set_exception(error)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listening.getsockname()[1], ended
+        thread.join()
+
+
+@pytest.fixture
+def without_the_collector() -> Iterator[None]:
+    """The collector closes a forgotten socket some time, which nobody should wait for."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def use_tunnel(port: int, certificate: Certificate) -> None:
+    url = f"wss://localhost:{port}/cable/new/00112233445566778899AABBCCDDEEFF"
+    async with open_tunnel(url, tls=tls_context(certificate.ca)):
+        pass
+
+
+async def get(port: int, certificate: Certificate) -> None:
+    async with (
+        open_session(tls_context(certificate.ca)) as http,
+        http.get(f"https://localhost:{port}/") as response,
+    ):
+        assert await response.content.readany() == b"{}"
+
+
+@pytest.mark.threat("T9")
+@pytest.mark.parametrize(
+    ("use", "answer"),
+    [
+        (use_tunnel, as_tunnel),
+        (get, as_http),
+        (get, as_http_that_ends),
+        (get, as_http_cut_short),
+    ],
+)
+def test_a_connection_ends_though_the_server_does_not_close_it_and_the_loop_ends(
+    without_the_collector: None,
+    loopback_certificate: Certificate,
+    use: Callable[[int, Certificate], Awaitable[None]],
+    answer: Callable[[bytes], bytes],
+) -> None:
+    with silent_after(answer, loopback_certificate) as (port, ended):
+
+        async def work() -> None:
+            await use(port, loopback_certificate)
+
+        asyncio.run(work())
+        ended.result(PATIENCE)
