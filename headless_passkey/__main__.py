@@ -1,7 +1,17 @@
-"""``python -m headless_passkey`` is ``headless-passkey``."""
+"""The program ``headless-passkey``, also as ``python -m headless_passkey``: signals are noted, then it is loaded."""
 
 import sys
 
-from headless_passkey.command.cli import main
+from headless_passkey.process import early_signals
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the program; returns its exit status."""
+    early_signals.note()
+    from headless_passkey.command import cli  # noqa: PLC0415  after the line before
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,8 +1,17 @@
-"""``python -m relying_party``: the same as ``relying-party``."""
+"""The program ``relying-party``, also as ``python -m relying_party``: signals are noted, then it is loaded."""
 
 import sys
 
-from relying_party.cli import main
+from relying_party import early_signals
+
+
+def main() -> int:
+    """Run the program; returns its exit status."""
+    early_signals.note()
+    from relying_party import cli  # noqa: PLC0415  after the line before
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

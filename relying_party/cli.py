@@ -11,16 +11,18 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import textwrap
 import tomllib
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias
 
+from relying_party import early_signals
 from relying_party.core.credentials import BackupEligibility
 from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import ExitStatus, RelyingPartyError, UsageError
@@ -65,11 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger().handlers[0].setFormatter(_JsonRecords() if as_records else _PlainLines(LOG_LINE))
     logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
     try:
-        return asyncio.run(_run(args))
+        with asyncio.Runner() as runner:
+            runner.get_loop()
+            work = _work(args)
+            early_signals.leave_interrupt_to_runner()  # until here signals are noted
+            return runner.run(_until_terminated_or_done(work))
     except RelyingPartyError as error:
         return _fail(error.exit_status, type(error).__name__, str(error), as_json=args.json)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        return _fail(ExitStatus.INTERRUPTED, "Interrupted", "interrupted", as_json=args.json)
+        if tuple(words[:1]) == SERVE:  # told to end in the midst of its start: as when it serves
+            return ExitStatus.DONE
+        return _interrupted(as_json=args.json)
     except BrokenPipeError:
         # whoever read our output has gone: say nothing more, not even when the interpreter flushes stdout
         forget_stdout()
@@ -84,24 +92,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(ExitStatus.OUR_FAULT, type(error).__name__, message, as_json=args.json)
 
 
-async def _run(args: argparse.Namespace) -> ExitStatus:
+async def _until_terminated_or_done(work: Coroutine[Any, Any, ExitStatus]) -> ExitStatus:
+    """Do `work`, and cancel it at SIGTERM and SIGHUP; SIGINT is the runner's. A server has handlers of its own as soon as it begins."""
+    task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, task.cancel)
+    if early_signals.noted():
+        task.cancel()
+    return await task
+
+
+def _work(args: argparse.Namespace) -> Coroutine[Any, Any, ExitStatus]:
+    """Load what the command needs, and return its coroutine, of which nothing is run when a signal has come meanwhile."""
     if "shell" in args:
-        _show_completion(args.shell)
-        return ExitStatus.DONE
+        return _show_completion(args.shell)
     if "action" in args:
         from relying_party.store_command import run  # noqa: PLC0415  as below
 
-        return await run(args, lambda line: _say(line, args))
+        return run(args, lambda line: _say(line, args), interrupted=lambda: _interrupted(as_json=args.json))
     from relying_party.serving import serve  # noqa: PLC0415  --help needs nothing that it is built on
 
-    return await serve(args, lambda line: _say(line, args))
+    return serve(args, lambda line: _say(line, args))
 
 
-def _show_completion(shell: str) -> None:
+async def _show_completion(shell: str) -> ExitStatus:
     from importlib.resources import files  # noqa: PLC0415  slow, and needed here alone
 
     script = files("relying_party").joinpath("completions", f"relying-party.{shell}").read_text("utf-8")
     out(script)
+    return ExitStatus.DONE
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -526,9 +546,12 @@ def _from_file(parser: _Parser, command: Command, words: Sequence[str]) -> dict[
     if path is None:
         return {}
     try:
-        table: Any = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        with early_signals.broken_off():  # it may be a pipe
+            table: Any = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         parser.error(f"cannot read {path}: {error}")
+    except KeyboardInterrupt:
+        raise SystemExit(int(_interrupted(as_json="--json" in words))) from None
     for word in command:
         table = table.get(word, {}) if isinstance(table, dict) else table
     if not isinstance(table, dict):
@@ -595,6 +618,10 @@ def _say(message: str, args: argparse.Namespace) -> None:
         line = json.dumps({"message": message}) if args.json else printable(message, MAX_MESSAGE)
         # one write: where nothing is buffered, other programs' lines would come between line and end
         print(f"{line}\n", end="", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _interrupted(*, as_json: bool) -> ExitStatus:
+    return _fail(ExitStatus.INTERRUPTED, "Interrupted", "interrupted", as_json=as_json)
 
 
 def _fail(status: ExitStatus, kind: str, message: str, *, as_json: bool) -> ExitStatus:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,19 @@ from relying_party.store.copying import checked, copy_store
 from relying_party.store.migration import migrate, planned
 
 
-async def run(args: argparse.Namespace, say: Callable[[str], None]) -> ExitStatus:
-    """Check, migrate or copy; returns the exit status. say: prints a line for the operator."""
+async def run(
+    args: argparse.Namespace, say: Callable[[str], None], *, interrupted: Callable[[], ExitStatus]
+) -> ExitStatus:
+    """Check, migrate or copy; returns the exit status. say: prints a line for the operator.
+
+    interrupted: says that this was broken off. The process ends at once then: the thread of a database cannot be told to
+    stop, and the database takes back what was not committed.
+    """
     act = {"check": _check, "migrate": _migrate, "copy": _copy}[args.action]
-    await asyncio.to_thread(act, args, say)
+    try:
+        await asyncio.shield(asyncio.to_thread(act, args, say))
+    except asyncio.CancelledError:
+        os._exit(interrupted())
     return ExitStatus.DONE
 
 

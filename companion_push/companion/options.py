@@ -96,7 +96,7 @@ def add_parser(subparsers: Any) -> None:
         help=f"seconds for everything, with --linked for each device's request (default: {DEFAULT_TIMEOUT:g})",
     )
     _ca_option(phone, "tunnel service")
-    phone.set_defaults(main=_act("phone"))
+    phone.set_defaults(main=_act("phone"), waits=lambda args: args.linked)
 
     companion = subparsers.add_parser(
         "companion",
@@ -258,6 +258,7 @@ def _add_run(commands: Any) -> None:
         "companion-push companion run --opener qr",
     )
     run.epilog = f"{run.epilog}\n\n{_ONCE}"
+    run.set_defaults(waits=lambda args: not (args.once or args.pending))
     run.add_argument(
         "--opener",
         choices=("qr", "system", "command", "phone"),
@@ -535,10 +536,10 @@ def _phone_options(parser: Options) -> None:
 
 
 def _act(name: str) -> Callable[[argparse.Namespace], Coroutine[Any, Any, None]]:
-    async def act(args: argparse.Namespace) -> None:
+    def act(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
         from companion_push.companion.command import ACTS  # noqa: PLC0415
 
-        await ACTS[name](args)
+        return ACTS[name](args)
 
     return act
 

@@ -7,6 +7,7 @@ Hosts use the transport name that the program prints first: ``tcp-client:HOST:PO
 import argparse
 import asyncio
 import logging
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from companion_push.errors import cannot_listen
@@ -49,12 +50,18 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="listen on an address that is not loopback: whoever reaches it can advertise and listen",
     )
-    parser.set_defaults(main=serve)
+    parser.set_defaults(main=serve, waits=lambda _args: True)
 
 
-async def serve(args: argparse.Namespace) -> None:
-    """Run the emulated radio link until SIGTERM."""
-    from companion_push.emulation.controllers import Air, Host  # noqa: PLC0415  bumble is an extra
+def serve(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    """Load the emulated radio link; what is returned runs it until SIGTERM."""
+    import companion_push.emulation.controllers  # noqa: F401, PLC0415  bumble is an extra
+
+    return _serve(args)
+
+
+async def _serve(args: argparse.Namespace) -> None:
+    from companion_push.emulation.controllers import Air, Host  # noqa: PLC0415  as above
 
     host, port = args.listen
     if not (args.allow_remote or is_this_machine(host)):

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -149,7 +149,7 @@ def add_parser(subparsers: Any) -> None:
         help="PEM file of roots to believe for the account service, instead of the system's",
     )  # fmt: skip
     add_settings(parser, section="relay", environment="COMPANION_PUSH_RELAY")
-    parser.set_defaults(main=serve)
+    parser.set_defaults(main=serve, waits=lambda _args: True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,12 +159,20 @@ class HandOver(workers.HandOver):
     program: ClassVar[str] = "companion_push"
 
 
-async def serve(args: argparse.Namespace) -> None:
-    """Run the relay until SIGTERM."""
+def serve(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    """Load the relay; what is returned runs it until SIGTERM."""
+    import companion_push.serving.listening  # noqa: PLC0415  --help needs none of this
+
     told = HandOver.received()
     if told is None and args.workers > 1:
-        await _keep_workers(args)
-        return
+        return _keep_workers(args)
+    import companion_push.relay.app  # noqa: F401, PLC0415  of a process that serves
+
+    return _run(args, told)
+
+
+async def _run(args: argparse.Namespace, told: HandOver | None) -> None:
+    """Serve alone, or as one of several workers that is told what it shares."""
     from companion_push.serving.listening import inherited, listening  # noqa: PLC0415  --help needs none of this
 
     if told is None:

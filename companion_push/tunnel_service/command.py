@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,11 +124,17 @@ def add_parser(subparsers: Any) -> None:
         type=Path,
         help="PEM file of roots to believe for the hook, instead of the system's",
     )
-    parser.set_defaults(main=serve)
+    parser.set_defaults(main=serve, waits=lambda _args: True)
 
 
-async def serve(args: argparse.Namespace) -> None:
-    """Run the tunnel service until the process is asked to end."""
+def serve(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    """Load the tunnel service; what is returned runs it until the process is asked to end."""
+    import companion_push.tunnel_service.app  # noqa: F401, PLC0415  --help needs none of this
+
+    return _serve(args)
+
+
+async def _serve(args: argparse.Namespace) -> None:
     from companion_push.serving.listening import listening, serving  # noqa: PLC0415  --help needs none of this
     from companion_push.tunnel_service.app import drain, make_app  # noqa: PLC0415
     from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts  # noqa: PLC0415

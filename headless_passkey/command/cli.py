@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from headless_passkey.command.command_line import (
     Options,
@@ -52,6 +52,7 @@ ENVIRONMENT: Final = "HEADLESS_PASSKEY"
 DEFAULT_STATE: Final = "~/.local/state/headless-passkey"
 MAX_DAYS: Final = 365
 JOIN_TIMEOUT: Final = 600.0  # seconds: as long as an invitation lives
+_Act: TypeAlias = Callable[[argparse.Namespace], Coroutine[Any, Any, None]]  # as `run` takes it
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -246,11 +247,12 @@ def _session_commands(commands: Any) -> None:
     )
 
 
-def _session(action: str) -> Callable[[argparse.Namespace], Coroutine[Any, Any, None]]:
-    async def command(args: argparse.Namespace) -> None:
-        from headless_passkey.command import session as session_command  # noqa: PLC0415
+def _session(action: str) -> _Act:
+    def command(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
+        from headless_passkey.command import session  # noqa: PLC0415
 
-        await getattr(session_command, action)(args)
+        work: Coroutine[Any, Any, None] = getattr(session, action)(args)
+        return work
 
     return command
 
@@ -296,11 +298,12 @@ def _users_commands(commands: Any) -> None:
         _state_option(parser)
 
 
-def _users(action: str) -> Callable[[argparse.Namespace], Coroutine[Any, Any, None]]:
-    async def command(args: argparse.Namespace) -> None:
-        from headless_passkey.command import users as users_command  # noqa: PLC0415
+def _users(action: str) -> _Act:
+    def command(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
+        from headless_passkey.command import users  # noqa: PLC0415
 
-        await getattr(users_command, action)(args)
+        work: Coroutine[Any, Any, None] = getattr(users, action)(args)
+        return work
 
     return command
 
@@ -346,11 +349,12 @@ def _phones_commands(commands: Any) -> None:
         _state_option(parser)
 
 
-def _phones(action: str) -> Callable[[argparse.Namespace], Coroutine[Any, Any, None]]:
-    async def command(args: argparse.Namespace) -> None:
-        from headless_passkey.command import phones as phones_command  # noqa: PLC0415
+def _phones(action: str) -> _Act:
+    def command(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
+        from headless_passkey.command import phones  # noqa: PLC0415
 
-        await getattr(phones_command, action)(args)
+        work: Coroutine[Any, Any, None] = getattr(phones, action)(args)
+        return work
 
     return command
 
@@ -369,7 +373,7 @@ def _audience_option(options: Options, what: str) -> None:
 def _command(
     commands: Any,
     name: str,
-    act: Callable[[argparse.Namespace], Coroutine[Any, Any, None]],
+    act: _Act,
     help_text: str,
     called: str,
     *,
@@ -518,25 +522,25 @@ def _ceremony_options(parser: SettingsParser) -> None:
     _ca_option(how)
 
 
-async def _sign_in(args: argparse.Namespace) -> None:
-    await _ceremony(args, RequestKind.GET_ASSERTION)
+def _sign_in(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    return _ceremony(args, RequestKind.GET_ASSERTION)
 
 
-async def _register(args: argparse.Namespace) -> None:
-    await _ceremony(args, RequestKind.MAKE_CREDENTIAL)
+def _register(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    return _ceremony(args, RequestKind.MAKE_CREDENTIAL)
 
 
-async def _ceremony(args: argparse.Namespace, kind: RequestKind) -> None:
-    """Run a sign-in or registration. Imports are here, so that small commands load neither radio nor network."""
+def _ceremony(args: argparse.Namespace, kind: RequestKind) -> Coroutine[Any, Any, None]:
+    """Load and prepare a sign-in or registration. Imports are here, so that small commands load neither radio nor network."""
     from headless_passkey.command.ceremony import Ceremony  # noqa: PLC0415
 
-    await Ceremony(args, kind).run()
+    return Ceremony(args, kind).run()
 
 
-async def _doctor(args: argparse.Namespace) -> None:
+def _doctor(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
     from headless_passkey.command.doctor import diagnose  # noqa: PLC0415
 
-    await diagnose(args)
+    return diagnose(args)
 
 
 async def _join(args: argparse.Namespace) -> None:

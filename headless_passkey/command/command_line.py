@@ -35,6 +35,7 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.mends import setup_error, transport_error
+from headless_passkey.process import early_signals
 from headless_passkey.process.memory import forbid_core_dumps
 from headless_passkey.process.private_file import cannot_write
 from headless_passkey.process.signals import on_termination
@@ -285,9 +286,11 @@ def run(
     *,
     extra: str = "device",
 ) -> int:
-    """Run `main(args)`; returns the exit status. A failure is one line on stderr.
+    """Run what `main(args)` returns; returns the exit status. A failure is one line on stderr.
 
-    extra: of the distribution, with the dependencies of `main`.
+    main: loads what the command needs, and returns its coroutine, of which nothing is run when a signal has come meanwhile.
+    extra: of the distribution, with the dependencies of `main`. A command that waits until it is told to end has set
+    `args.waits`, which says of `args` whether this call does: a signal is then a good end, also in the midst of its start.
     """
     forbid_core_dumps()
     _replace_closed_streams()
@@ -306,11 +309,16 @@ def run(
     try:
         choose = getattr(args, "choose_loop", None)  # of the servers
         with asyncio.Runner(loop_factory=None if choose is None else choose(args)) as runner:
-            runner.run(_until_terminated_or_done(main(args)))
+            runner.get_loop()
+            work = main(args)
+            early_signals.leave_interrupt_to_runner()  # until here signals are noted
+            runner.run(_until_terminated_or_done(work))
     except HeadlessPasskeyError as error:
         return told(error, as_json=args.json)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        return fail(ExitStatus.INTERRUPTED, "Interrupted", None, "interrupted", as_json=args.json)
+        # who waits for this end need not have begun to
+        good = "waits" in args and args.waits(args)
+        return ExitStatus.DONE if good else _interrupted(as_json=args.json)
     except BrokenPipeError:
         _forget_stdout()  # the reader of stdout is gone
         return ExitStatus.TRANSPORT
@@ -322,6 +330,10 @@ def run(
         message = f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}; please report it"
         return fail(ExitStatus.OUR_FAULT, type(error).__name__, None, message, as_json=args.json)
     return ExitStatus.DONE
+
+
+def _interrupted(*, as_json: bool) -> ExitStatus:
+    return fail(ExitStatus.INTERRUPTED, "Interrupted", None, "interrupted", as_json=as_json)
 
 
 def told(error: HeadlessPasskeyError, *, as_json: bool) -> ExitStatus:
@@ -578,6 +590,8 @@ def teller(args: argparse.Namespace) -> Callable[[str], None]:
 async def _until_terminated_or_done(work: Coroutine[Any, Any, None]) -> None:
     task = asyncio.ensure_future(work)
     on_termination(task.cancel)
+    if early_signals.noted():
+        task.cancel()
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -598,9 +612,12 @@ def _from_file(parser: argparse.ArgumentParser, words: Sequence[str], section: s
     import tomllib  # noqa: PLC0415  most programs have no file of settings
 
     try:
-        table: Any = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        with early_signals.broken_off():  # it may be a pipe
+            table: Any = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         _refuse(parser, f"cannot read {path}: {error}")
+    except KeyboardInterrupt:
+        raise SystemExit(int(_interrupted(as_json="--json" in words))) from None
     for name in section.split("."):
         table = table.get(name, {}) if isinstance(table, dict) else None
     if not isinstance(table, dict):
