@@ -22,7 +22,7 @@ PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 test: $(VENV)/check.done system-packages  ## all tests, end to end included; PYTEST="-k tunnel" for some, WORKERS=0 in one process
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
-SLOW := end_to_end rp/browser push/browser interop
+SLOW := end_to_end rp/browser push/browser companion/browser interop
 test-fast: $(VENV)/check.done  ## the tests of the parts: no browser, no other libraries, no whole sign-in
 	@scripts/install-test-packages bluetooth
 	$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=tests/,$(SLOW)) $(PYTEST)
@@ -114,6 +114,7 @@ docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cl
 	$(BIN)/python scripts/relay-openapi
 	$(BIN)/python -m tests.interop.differences
 	PYTHONPATH=examples:. $(BIN)/python -m tests.rp.browser.screenshots
+	PYTHONPATH=examples:. $(BIN)/python -m tests.companion.browser.screenshots
 
 recording: $(VENV)/demo.done  ## docs/images/demo.svg, an animated picture of a terminal with `make demo`
 	@$(MAKE) --silent $(RECORDING)/done || { echo "not run: asciinema and termtosvg cannot be installed"; exit 77; }

@@ -124,6 +124,7 @@ def test_every_long_option_of_every_program_is_a_setting(name: str) -> None:
         "docs/how-to/reverse-proxy.md",
         "docs/how-to/own-tunnel-domain.md",
         "docs/how-to/incidents.md",
+        "docs/how-to/companion-page.md",
     ],
 )
 def test_the_command_lines_of_a_page_are_taken_by_their_programs(page: str) -> None:

@@ -21,7 +21,16 @@ from typing import Any, Final
 from companion_push.companion.advertiser.choose import open_advertiser
 from companion_push.companion.attend import Outcomes, answer_pending, wait_for_requests
 from companion_push.companion.authenticator import Authenticator
-from companion_push.companion.consent import UNASKED, Answer, AtTerminal, Consent, Policy, describe, summary
+from companion_push.companion.consent import (
+    UNASKED,
+    Answer,
+    AtTerminal,
+    Consent,
+    Policy,
+    describe,
+    summary,
+    told,
+)
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.founding import Agree, found_by_sign_in
 from companion_push.companion.inbox import CheckedRequest, Inbox, Notice, NoticeKind
@@ -106,6 +115,7 @@ from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_RP_IDS, Member, Ring, Role
 from headless_passkey.trust.text_form import check_relay_url
 
+_ANOTHER_LINK: Final = "`companion-push companion page --link` prints a link that opens the page"
 _NO_NUMBER: Final = "That is no number of six digits."
 
 # The software phone
@@ -869,6 +879,47 @@ async def run(args: argparse.Namespace) -> None:
         raise outcomes.error
 
 
+async def page(args: argparse.Namespace) -> None:
+    # a web server, which no other command needs
+    from companion_push.companion.page.asking import AtPage  # noqa: PLC0415
+    from companion_push.companion.page.serving import link_to, serving_page  # noqa: PLC0415
+    from companion_push.companion.page.sessions import Sessions  # noqa: PLC0415
+
+    state, outcomes, asking = _state(args), Outcomes(), AtPage()
+    if args.link:
+        out(link_to(state, now=time.time()))
+        return
+    state.identity()  # `NotEnrolled` comes first
+
+    def on_notice(notice: Notice) -> None:
+        asking.note(notice)
+        _tell(args, notice)
+
+    async def serve(relay: CompanionRelay) -> None:
+        inbox = Inbox(state, relay, on_notice=on_notice, needs_digits=args.digits)
+        async with serving_page(
+            asking,
+            state,
+            Sessions(),
+            at=args.listen,
+            cert=args.cert,
+            key=args.key,
+            trusted_proxies=args.trusted_proxy,
+            public_url=args.public_url,
+            say=lambda line: say(args, line, stage="page", message=line),
+            clock=time.time,
+        ) as origin:
+            # a link is a secret, and what is no terminal may keep it
+            out(link_to(state, now=time.time()) if sys.stdout.isatty() else origin)
+            say(args, _ANOTHER_LINK, stage="page", message=_ANOTHER_LINK)
+            await wait_for_requests(inbox, asking, asking, outcomes, once=False)
+
+    with state.sole_runner():
+        await _membership(args).finish_answers()
+        async with _connect(args, state) as relay:
+            await _until_terminated(serve(relay))
+
+
 async def _until_terminated(work: Coroutine[Any, Any, None]) -> None:
     """Run `work`, which ends by itself only when it fails, until the process is asked to end."""
     working = asyncio.ensure_future(work)
@@ -949,19 +1000,10 @@ def _tell(args: argparse.Namespace, notice: Notice) -> None:
             details |= {"device": request.device.label, "kind": str(asked.kind), "rp_id": asked.rp_id}
             details |= {"expires": asked.expires, "digits": asked.digits is not None}
         talk(progress(stage=notice.kind, **details))
-    elif request is not None and args.consent != "ask":
+    elif request is not None and getattr(args, "consent", "ask") != "ask":  # the page asks too
         talk(*describe(request, time.time()))
-    elif request is not None:
-        talk(summary(request))
     else:
-        said = printable(": ".join(filter(None, (notice.message, notice.advice))), 400)
-        match notice.kind:
-            case NoticeKind.REFUSED:
-                talk(f"refused a request: {said} [{notice.reason}]")
-            case NoticeKind.FAILED:
-                talk(f"failed: {said}")
-            case _:
-                talk(said)
+        talk(told(notice))
 
 
 def _connect(
@@ -989,6 +1031,7 @@ ACTS: Final[Mapping[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None
     "reset": reset,
     "invite": invite,
     "run": run,
+    "page": page,
     "members": members,
     "remove": remove,
     "rename": rename,

@@ -1,7 +1,7 @@
-"""Consent: how the user is shown a request, and asked.
+"""Consent: how the user is shown a request, and asked, at the terminal or on the page (`page.asking`).
 
 The companion shows only what the device signed, and the device's label from the ring, which it got when it joined.
-Names and notes are escaped for the terminal. Each request needs a consent of its own: of several pending requests
+Names and notes are escaped for one line each. Each request needs a consent of its own: of several pending requests
 the user chooses one, or none. Where the device shows match digits, the user consents by typing them. There is one
 attempt: a wrong number refuses the request, and input of another form is asked for again. At the terminal, Ctrl-D and Ctrl-C
 mean no.
@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Final, Protocol
 
-from companion_push.companion.inbox import CheckedRequest
+from companion_push.companion.inbox import CheckedRequest, Notice, NoticeKind
 from companion_push.companion.wording import ASKS
 from headless_passkey.process.terminal import Terminal
 from headless_passkey.text.domains import MAX_DOMAIN
@@ -84,9 +85,14 @@ class AtTerminal:
         if request is None:
             return pending, Answer.NO
         self.terminal.show("", *describe(request, self.clock()), _MUTES)
-        if request.announcement.digits is not None:
-            return [request], await self._digits(request.announcement)
-        answer = await self.terminal.ask("Approve? y or n:", meaning_of)
+        said = request.announcement
+        slip = None if said.digits is None else slip_of(said)
+        question = (
+            "Approve? y or n:"
+            if said.digits is None
+            else "Type the digits that the device shows, or n to decline:"
+        )
+        answer = await self.terminal.ask(question, partial(answer_of, said), slip=slip)
         return [request], answer or Answer.NO
 
     async def _choose(self, pending: Sequence[CheckedRequest]) -> CheckedRequest | None:
@@ -100,21 +106,24 @@ class AtTerminal:
         which = await self.terminal.ask(question, lambda line: meanings.get(line.lower()))
         return pending[which - 1] if which else None
 
-    async def _digits(self, said: Announcement) -> Answer:
-        count = len(said.digits or "")
 
-        def meaning(line: str) -> Answer | None:
-            typed = "".join(line.split())
-            said_no = meaning_of(line)
-            if said_no in (Answer.NO, Answer.NOT_ME):
-                return said_no
-            if not (typed.isascii() and typed.isdigit() and len(typed) == count):
-                return None
-            return Answer.YES if said.digits_match(typed) else Answer.WRONG_DIGITS
+def answer_of(said: Announcement, line: str) -> Answer | None:
+    """Parse the user's answer to a request; None for what is none, and is asked for again.
 
-        question = "Type the digits that the device shows, or n to decline:"
-        answer = await self.terminal.ask(question, meaning, slip=f"That is no number of {count} digits.")
-        return answer or Answer.NO
+    Where the device shows match digits, the digits are the yes.
+    """
+    answer = meaning_of(line)
+    if said.digits is None or answer in (Answer.NO, Answer.NOT_ME):
+        return answer
+    typed = "".join(line.split())
+    if not (typed.isascii() and typed.isdigit() and len(typed) == len(said.digits)):
+        return None
+    return Answer.YES if said.digits_match(typed) else Answer.WRONG_DIGITS
+
+
+def slip_of(said: Announcement) -> str:
+    """Say what was wrong with an answer that is none, where digits are typed."""
+    return f"That is no number of {len(said.digits or '')} digits."
 
 
 def meaning_of(line: str) -> Answer | None:
@@ -128,21 +137,51 @@ def summary(request: CheckedRequest) -> str:
     return f"{request.known_as} asks to {ASKS[said.kind]} at {printable(said.rp_id, MAX_DOMAIN)}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What the user is shown of a request, each text escaped for one line. It holds neither URL nor digits."""
+
+    asks: str  # the device, and what it asks for
+    at: str  # the relying party
+    words: str | None  # what the device calls it
+    note: str | None  # what the device says
+
+
+def description(request: CheckedRequest) -> Description:
+    """Describe a request completely."""
+    said = request.announcement
+    return Description(
+        asks=f"{request.known_as} asks to {ASKS[said.kind]}",
+        at=printable(said.rp_id, MAX_DOMAIN),
+        words=None if said.rp_name is None else quoted(said.rp_name),
+        note=None if said.note is None else quoted(said.note, 140),
+    )
+
+
 def describe(request: CheckedRequest, now: float) -> list[str]:
     """Describe a request completely, in lines. now: Unix seconds by our clock."""
-    said = request.announcement
-    at = printable(said.rp_id, MAX_DOMAIN)
-    if said.rp_name is not None:
-        at += f" (in its words: {quoted(said.rp_name)})"
-    lines = [
-        f"{request.known_as} asks to {ASKS[said.kind]}",
-        f"  at       {at}",
-    ]
-    if said.note is not None:
-        lines.append(f"  it says  {quoted(said.note, 140)}")
-    clock_time = time.strftime("%H:%M:%S", time.localtime(said.expires))
+    shown = description(request)
+    words = "" if shown.words is None else f" (in its words: {shown.words})"
+    lines = [shown.asks, f"  at       {shown.at}{words}"]
+    if shown.note is not None:
+        lines.append(f"  it says  {shown.note}")
+    clock_time = time.strftime("%H:%M:%S", time.localtime(request.announcement.expires))
     lines.append(f"  until    {clock_time} ({_left(request, now)})")
     return lines
+
+
+def told(notice: Notice) -> str:
+    """A notice in one line."""
+    if notice.arrived is not None:
+        return summary(notice.arrived)
+    said = printable(": ".join(filter(None, (notice.message, notice.advice))), 400)
+    match notice.kind:
+        case NoticeKind.REFUSED:
+            return f"refused a request: {said} [{notice.reason}]"
+        case NoticeKind.FAILED:
+            return f"failed: {said}"
+        case _:
+            return said
 
 
 def _left(request: CheckedRequest, now: float) -> str:

@@ -159,6 +159,16 @@ class CompanionState:
         """The file for a QR code that fits no terminal."""
         return self._directory / "fido-url.png"
 
+    @property
+    def page(self) -> Path:
+        """The file that says where this companion's page is, while it is served."""
+        return self._directory / "page.json"
+
+    @property
+    def page_link(self) -> Path:
+        """The file of the link that opens the page next."""
+        return self._directory / "page-link.json"
+
     # Identity
 
     def identity(self) -> Identity:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from companion_push.companion.advertiser.choose import DEFAULT
 from companion_push.push.channel import HANDLE_SIZE
+from companion_push.serving.options import add_listening
 from headless_passkey.command.command_line import (
     Options,
     SettingsParser,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from companion_push.companion.phone import TunnelService
 
 DEFAULT_STATE: Final = "~/.local/state/companion-push"
+PAGE_PORT: Final = 8472
 DEFAULT_TIMEOUT: Final = 120.0  # seconds for the phone: what tunnel services allow a transaction
 
 _ONCE: Final = """Exit status with --once or --pending:
@@ -100,7 +102,7 @@ def add_parser(subparsers: Any) -> None:
 
     companion = subparsers.add_parser(
         "companion",
-        help="the companion app: join, reset, invite, run, members, remove, rename, restore, mute, channel",
+        help="the companion app: join, reset, invite, run, page, members, remove, rename, restore, mute, channel",
         description="The companion: shows what a device asks for, takes consent, and brings the FIDO URL to a phone.",
         epilog="companion-push companion COMMAND --help tells a command's options.",
     )
@@ -109,6 +111,7 @@ def add_parser(subparsers: Any) -> None:
     _add_reset(commands)
     _add_invite(commands)
     _add_run(commands)
+    _add_page(commands)
     _add_members(commands)
     _add_changes(commands)
     _add_mute(commands)
@@ -287,6 +290,32 @@ def _add_run(commands: Any) -> None:
     )
     phone = run.titled_group("for --opener phone, which is for demonstrations and tests")
     _phone_options(phone)
+
+
+def _add_page(commands: Any) -> None:
+    page = _command(
+        commands,
+        "page",
+        "wait for requests, and ask on a page in a browser, which shows the QR code too",
+        "companion-push companion page",
+    )
+    add_listening(page, port=PAGE_PORT)
+    page.add_argument(
+        "--public-url",
+        metavar="URL",
+        help="what browsers call the page by, without a path; default: where it listens",
+    )
+    page.add_argument(
+        "--digits",
+        action="store_true",
+        help="refuse every request for which the device shows no number to type here (sign-in --match-digits)",
+    )
+    page.add_argument(
+        "--link",
+        action="store_true",
+        said_only=(True,),
+        help="in place of serving: print a link that opens the page that runs, once and within 5 minutes, and end; a secret",
+    )
 
 
 def _add_changes(commands: Any) -> None:

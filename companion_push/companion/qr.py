@@ -118,6 +118,11 @@ class Code:
         _encode(self.url, _ERRORS[0]).save(file, kind="png", scale=_SCALE, border=_QUIET)
         return file.getvalue()
 
+    def modules(self) -> list[str]:
+        """The code's rows with their quiet zone, a character for each module: 1 is dark."""
+        rows = _encode(self.url, _ERRORS[0]).matrix_iter(border=_QUIET)
+        return ["".join("1" if dark else "0" for dark in row) for row in rows]
+
     def pictures(self, cells: Cells) -> Iterator[Picture]:
         """Make pictures, from the most readable to the smallest."""
         for quiet in range(_QUIET, _MIN_QUIET - 1, -1):

@@ -43,6 +43,7 @@ _shtab_companion_push_companion_commands() {
     list:'List this companion'"'"'s channels, and what the relay is set up for.'
     members:'List who belongs to the account; with --json as one object.'
     mute:'the devices of which the relay takes no requests'
+    page:'Wait for requests, and ask on a page in a browser, which shows the QR code too.'
     remove:'Remove a channel.'
     rename:'Give a member another label.'
     reset:'Close the account for good by a fresh sign-in at the account service, and found a new one, with this companion alone.'
@@ -321,6 +322,25 @@ _shtab_companion_push_companion_mute_remove_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_companion_push_companion_mute_remove_defaults_added=0
+
+_shtab_companion_push_companion_page_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[companion.page\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
+  "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
+  "--listen[default\: 127.0.0.1\:8472\; port 0 takes a free one]:HOST:PORT:"
+  "--cert[certificate chain, PEM\; without it plain HTTP on loopback, or for --trusted-proxy]:FILE:_files"
+  "--key[its private key, PEM]:FILE:_files"
+  "*--trusted-proxy[a proxy in front, whose X-Forwarded-For tells a client\'s address\; may be given again]:NETWORK:"
+  "--public-url[what browsers call the page by, without a path\; default\: where it listens]:URL:"
+  "--digits[refuse every request for which the device shows no number to type here (sign-in --match-digits)]"
+  "--link[in place of serving\: print a link that opens the page that runs, once and within 5 minutes, and end\; a secret]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_companion_page_defaults_added=0
 
 _shtab_companion_push_companion_remove_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -727,6 +747,7 @@ _shtab_companion_push_companion() {
         list) _arguments -C -s $_shtab_companion_push_companion_list_options ;;
         members) _arguments -C -s $_shtab_companion_push_companion_members_options ;;
         mute) _shtab_companion_push_companion_mute ;;
+        page) _arguments -C -s $_shtab_companion_push_companion_page_options ;;
         remove) _arguments -C -s $_shtab_companion_push_companion_remove_options ;;
         rename) _arguments -C -s $_shtab_companion_push_companion_rename_options ;;
         reset) _arguments -C -s $_shtab_companion_push_companion_reset_options ;;

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from companion_push.serving.metrics import ProgramMetrics
 
 
-def add_serving(parser: argparse.ArgumentParser, *, port: int) -> None:
+def add_listening(parser: argparse.ArgumentParser, *, port: int) -> None:
     """Where to listen, with which certificate, behind whom. port: the default one."""
     parser.add_argument(
         "--listen",
@@ -49,6 +49,11 @@ def add_serving(parser: argparse.ArgumentParser, *, port: int) -> None:
         default=[],
         help="a proxy in front, whose X-Forwarded-For tells a client's address; may be given again",
     )
+
+
+def add_serving(parser: argparse.ArgumentParser, *, port: int) -> None:
+    """All options of a server: those of `add_listening`, connections, event loop, log and metrics."""
+    add_listening(parser, port=port)
     parser.add_argument(
         "--connections",
         metavar="N",

@@ -114,11 +114,11 @@ _WITH_TERMINAL = "import os, sys; os.open(sys.argv[1], os.O_RDWR); os.execv(sys.
 
 @contextlib.asynccontextmanager
 async def at_terminal(
-    *words: object, stdin: str | None = None, raw: bool = True, stderr: bool = False
+    *words: object, stdin: str | None = None, raw: bool = True, stdout: bool = False, stderr: bool = False
 ) -> AsyncIterator[tuple[Program, Screen]]:
     """`companion-push words…` with a terminal to ask at; stdin, stdout and stderr are pipes all the same.
 
-    stderr: whether it is the terminal too.
+    stdout, stderr: whether it is the terminal too.
 
     raw: keys are bytes and not shown; otherwise Ctrl-C and Ctrl-D do what they do at any terminal.
     """
@@ -134,7 +134,7 @@ async def at_terminal(
         *map(str, words),
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
+        stdout=inner if stdout else asyncio.subprocess.PIPE,
         stderr=inner if stderr else asyncio.subprocess.PIPE,
         start_new_session=True,
     )
