@@ -11,7 +11,7 @@ import pytest_asyncio
 from companion_push.companion.attend import Outcomes, put_pending
 from companion_push.companion.consent import describe
 from companion_push.companion.inbox import Notice, NoticeKind
-from companion_push.companion.page.app import MAX_BODY, MAX_HELD
+from companion_push.companion.page.app import BODY_SECONDS, MAX_BODY, MAX_HELD, WAIT
 from companion_push.companion.page.asking import MAX_NOTICES
 from companion_push.companion.page.serving import link_to
 from companion_push.companion.page.sessions import LINK_SECONDS, MAX_SESSIONS, SESSION_SECONDS, Sessions
@@ -498,6 +498,29 @@ async def test_bodies_and_waiting_calls_are_bounded(page: Page) -> None:
     )
     page.asking.publish()
     assert [(await each).body["version"] for each in waiting] == [seen + 1] * MAX_HELD
+
+
+@pytest.mark.threat("T12")
+async def test_a_body_that_does_not_come_is_waited_for_some_seconds(page: Page) -> None:
+    host, port = page.origin.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /session HTTP/1.1\r\nHost: {host}:{port}\r\nOrigin: {page.origin}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: 9\r\n\r\n".encode())
+    await (await page.stranger()).call("GET", "/livez")  # it has begun to read the one before
+    LoopClock(asyncio.get_running_loop()).passes(BODY_SECONDS + 30)
+    async with asyncio.timeout(TIMEOUT):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+    writer.transport.abort()
+
+
+async def test_without_news_a_call_is_answered_before_proxies_give_it_up(page: Page) -> None:
+    browser = await page.browser()
+    seen = (await browser.state())["version"]
+    waiting = asyncio.create_task(browser.call("GET", f"/state?seen={seen}"))
+    await page.until_held(1)
+    LoopClock(asyncio.get_running_loop()).passes(WAIT + 30)
+    answer = await waiting
+    assert (answer.status, answer.body["version"]) == (200, seen)
 
 
 async def test_whoever_waits_is_told_when_the_companion_ends(page: Page) -> None:

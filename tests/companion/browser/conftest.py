@@ -8,6 +8,7 @@ import pytest_asyncio
 from certificates import Certificate
 from playwright.async_api import Browser
 
+from companion_push.companion.inbox import Notice, NoticeKind
 from companion_push.companion.keys import CompanionState
 from tests.companion.page_client import Page, served
 from tests.rp.browser import visitor
@@ -27,6 +28,7 @@ async def page(tmp_path: Path) -> AsyncIterator[Page]:
     state = CompanionState(tmp_path / "state")
     state.create()
     async with served(state) as page:
+        page.asking.note(Notice(kind=NoticeKind.LISTENING, message="connected to the relay"))
         yield page
 
 

@@ -219,7 +219,7 @@ async def test_text_of_others_stays_text(page: Page, visiting: Visit, text: str)
         )
         assert await heading.evaluate("(each) => getComputedStyle(each).unicodeBidi") == "isolate"
         page.asking.note(Notice(kind=NoticeKind.RING_CHANGED, message=f"new: {asked.known_as}"))
-        await expect(visitor.page.locator("#notices li")).to_have_count(1)
+        await expect(visitor.page.locator("#notices li")).to_have_count(2)
 
 
 # Other pages, and the end
@@ -250,6 +250,14 @@ async def test_the_page_is_shown_in_no_frame_and_gives_other_pages_nothing(
         await expect(card(visitor)).to_be_visible()
 
 
+async def test_the_page_says_that_the_relay_does_not_answer(page: Page, visiting: Visit) -> None:
+    visitor = await visiting()
+    await expect(visitor.page.get_by_text("Nobody asks for anything")).to_be_visible()
+    page.asking.note(Notice(kind=NoticeKind.UNREACHABLE, message="the relay does not answer; trying again"))
+    await expect(visitor.page.get_by_text("no request can come until it does")).to_be_visible()
+    await expect(visitor.page.locator("#notices li").first).to_contain_text("trying again")
+
+
 async def test_the_page_says_that_the_companion_has_ended(page: Page, visiting: Visit) -> None:
     visitor = await visiting()
     async with asking(page, request()):
@@ -257,7 +265,7 @@ async def test_the_page_says_that_the_companion_has_ended(page: Page, visiting: 
         page.asking.end()
         await says(visitor, "The companion does not answer")
         await expect(card(visitor)).to_have_count(0)
-        await expect(visitor.page.get_by_text("Nobody asks for anything")).to_be_hidden()
+        await expect(visitor.page.locator("#nothing")).to_be_hidden()
         page.asking.ended = False
         await expect(card(visitor)).to_be_visible()
         await expect(visitor.page.get_by_role("status")).to_have_text("")

@@ -4,6 +4,7 @@ const status = document.querySelector(".status");
 const requests = document.getElementById("requests");
 const open = document.getElementById("open");
 const template = document.getElementById("request");
+const nothing = document.getElementById("nothing");
 const end = document.getElementById("end");
 
 const KEY = "companion-key"; // of the session, beside its cookie, in this origin's storage
@@ -112,7 +113,10 @@ function show(state) {
   showNotices(state.notices);
   const waiting = state.requests.length;
   document.title = waiting > 0 ? `(${waiting}) Companion` : "Companion";
-  document.getElementById("nothing").hidden = waiting > 0 || state.open !== null;
+  nothing.hidden = waiting > 0 || state.open !== null;
+  nothing.textContent = state.reached
+    ? "Nobody asks for anything. A request appears here by itself."
+    : "The relay does not answer now: no request can come until it does.";
   tick();
 }
 
@@ -123,7 +127,7 @@ function forget() {
   showRequests([]);
   showNotices([]);
   document.title = "Companion";
-  document.getElementById("nothing").hidden = true;
+  nothing.hidden = true;
 }
 
 function showRequests(listed) {
