@@ -25,7 +25,7 @@ COMPOSE: Final = ("compose.yaml", "compose.production.yaml")
 PREFIXES: Final = {
     "COMPANION_PUSH_RELAY_": "relay",
     "COMPANION_PUSH_TUNNEL_SERVICE_": "tunnel-service",
-    "COMPANION_PUSH_COMPANION_RUN_": "run",
+    "COMPANION_PUSH_COMPANION_PAGE_": "page",
     "RELYING_PARTY_": "serve",
 }
 OURS: Final = ("relay", "tunnel-service", "relying-party")
@@ -98,7 +98,7 @@ def actions(program: str) -> dict[str, argparse.Action]:
     parser = (
         make_party_parser()
         if program == "serve"
-        else make_push_parser("companion" if program == "run" else program)
+        else make_push_parser("companion" if program == "page" else program)
     )
     (leaf,) = (leaf for leaf in leaves(parser) if leaf.prog.split()[-1] == program)
     return {
@@ -159,7 +159,7 @@ def test_an_image_starts_its_program_without_a_shell_and_as_nobody(image: str) -
     assert "org.opencontainers.image.title" in of(image, "LABEL")[0]
 
 
-@pytest.mark.parametrize("image", OURS)
+@pytest.mark.parametrize("image", [*OURS, "companion"])
 def test_a_server_is_checked_where_it_listens(image: str) -> None:
     (port,) = of(image, "EXPOSE")
     assert f"_LISTEN=0.0.0.0:{port}" in of(image, "ENV")[0]
