@@ -19,14 +19,18 @@ from enum import Enum
 from functools import lru_cache
 from math import inf
 from time import monotonic, sleep
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 from psycopg import conninfo
 from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFailure, UniqueViolation
+from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
-from postgres_store.pipeline import Told, tell
+from postgres_store.pipeline import Prepared, Told, tell
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
 
 CONNECTIONS: Final = 8  # transactions at a time
 BUSY_SECONDS: Final = 5.0  # in which a transaction is run again and again
@@ -43,13 +47,19 @@ _DEFAULTS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
-_CLOCK: Final = "; SELECT extract(epoch FROM clock_timestamp())::float8"
-# without an index a whole table would be in a serializable transaction's way; what has none all the same is dear, and would
-# be compiled for it
-_SETTINGS: Final = (
-    "; SET LOCAL statement_timeout = 5000; SET LOCAL idle_in_transaction_session_timeout = 15000"
-    "; SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
+# of each transaction: a pooler may hand its connection on. Without an index a whole table would be in a serializable
+# transaction's way; what has none all the same is dear, and would be compiled for it
+_SETTINGS: Final = ", ".join(
+    f"set_config('{name}', '{value}', true)"
+    for name, value in (
+        ("statement_timeout", "5000"),
+        ("idle_in_transaction_session_timeout", "15000"),
+        ("enable_seqscan", "off"),
+        ("jit", "off"),
+    )
 )
+# the first statement of each transaction: its settings, and the server's clock
+_BEGINNING: Final = f"SELECT {_SETTINGS}, extract(epoch FROM clock_timestamp())::float8"  # noqa: S608  words of ours
 
 T = TypeVar("T")
 
@@ -75,7 +85,7 @@ class Isolation(Enum):
 
     @property
     def begin(self) -> str:
-        return f"BEGIN ISOLATION LEVEL {self.value}{_SETTINGS}"
+        return f"BEGIN ISOLATION LEVEL {self.value}"
 
 
 class Connection(psycopg.Connection[Any]):
@@ -84,10 +94,18 @@ class Connection(psycopg.Connection[Any]):
     _wire: socket.socket | None = None  # the same socket once more: it is never another one's when it is cut
     _until = inf  # by the monotonic clock: when an answer is due
     _patience = inf  # seconds for each answer
+    encoding = "utf-8"
+    _kept: Prepared | None = None  # None: it prepares none
 
-    def be_taken(self) -> None:
-        """Begin to serve a transaction, of which each answer is due in time."""
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._loads: dict[int, Callable[[bytes], Any]] = {}
+
+    def be_taken(self, *, prepares: bool) -> None:
+        """Begin to serve a transaction, of which each answer is due in time. prepares: see `Database.prepare`."""
         self._patience = SILENT_SECONDS
+        if prepares and self._kept is None:
+            self._kept = Prepared()
 
     @contextlib.contextmanager
     def awaited(self) -> Iterator[None]:
@@ -103,20 +121,19 @@ class Connection(psycopg.Connection[Any]):
         with self.awaited():
             return self.execute(_as_it_is(statement), values)
 
-    def tell(self, statements: Sequence[Told]) -> None:
+    def tell(self, statements: Sequence[Told]) -> "list[PGresult]":
         """Execute statements of ours in order, in one round trip; those after one that fails are not executed."""
         try:
             with self.awaited():
-                tell(self.pgconn, statements, encoding=self.info.encoding)
+                return tell(self.pgconn, statements, encoding=self.encoding, prepared=self._kept)
         except BaseException:
             if self.pgconn.pipeline_status:  # it was broken off
                 self.close()
             raise
 
     def take_time(self) -> None:
-        """Let this transaction take as long as it needs."""
+        """Wait for each answer of this transaction as long as it takes."""
         self._patience = inf
-        self.ask("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
 
     @property
     def is_silent(self) -> bool:
@@ -129,8 +146,21 @@ class Connection(psycopg.Connection[Any]):
             with contextlib.suppress(OSError):
                 self._wire.shutdown(socket.SHUT_RDWR)
 
-    def can_be_cut(self) -> None:
+    def be_ready(self) -> None:
+        """Look at what it is once, when it has connected."""
         self._wire = socket.socket(fileno=os.dup(self.fileno()))
+        self.encoding = self.info.encoding
+
+    def read(self, value: bytes, kind: int) -> Any:
+        """A value of a result. kind: the object id of its type."""
+        load = self._loads.get(kind)
+        if load is None:
+            loader = self.adapters.get_loader(kind, Format.BINARY) or self.adapters.get_loader(
+                0, Format.BINARY
+            )
+            assert loader is not None  # noqa: S101  of the unknown type
+            load = self._loads[kind] = loader(kind, self).load
+        return load(value)
 
     def close(self) -> None:
         if self._wire is not None:
@@ -142,10 +172,17 @@ class Database:
     """An open database, and its connections."""
 
     def __init__(
-        self, uri: str, *, program: str, errors: Errors, connections: int = CONNECTIONS, rows: Any = tuple_row
+        self,
+        uri: str,
+        *,
+        program: str,
+        errors: Errors,
+        connections: int = CONNECTIONS,
+        named: bool = False,
     ) -> None:
-        """uri: checked by `check_uri`. program: its name, which the server shows. rows: psycopg's row factory."""
-        self._uri, self._program, self._rows = uri, program, rows
+        """uri: checked by `check_uri`. program: its name, which the server shows. named: whether rows are dictionaries."""
+        self._uri, self._program, self._named = uri, program, named
+        self._prepares = False
         self.errors: Final = errors
         self._threads = ThreadPoolExecutor(max_workers=connections, thread_name_prefix="store")
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
@@ -155,6 +192,14 @@ class Database:
         self._away_until = (
             0.0  # by the monotonic clock: a server that was away a moment ago is not waited for
         )
+
+    def prepare(self) -> None:
+        """Prepare statements from now on, which the server then parses and plans once for each connection.
+
+        For whoever knows that a connection is to one process of the server as long as it lasts: behind a pooler in transaction mode it
+        is not.
+        """
+        self._prepares = True
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -221,7 +266,7 @@ class Database:
     def _taken(self) -> Iterator[Connection]:
         connection = self._connection()
         self._used.add(connection)
-        connection.be_taken()
+        connection.be_taken(prepares=self._prepares)
         try:
             yield connection
         finally:
@@ -230,7 +275,7 @@ class Database:
 
     def _one(self, statement: str, values: Sequence[Any]) -> list[Any]:
         until = monotonic() + BUSY_SECONDS
-        whole = f"{Isolation.READ_COMMITTED.begin}; {statement}; COMMIT"
+        whole = f"{Isolation.READ_COMMITTED.begin}; {_BEGINNING}; {statement}; COMMIT"
         while True:
             with self._taken() as connection:
                 try:
@@ -258,14 +303,13 @@ class Database:
         Else another transaction may have made it meanwhile, which PostgreSQL says as if it had been there.
         """
         may_be_done = False
+        statements = Statements(connection, isolation, named=self._named)
         try:
-            (began,) = _rows(connection, isolation.begin + _CLOCK)[0]
-            statements = Statements(connection, began=began)
             result = work(statements)
             may_be_done = isolation is not Isolation.SNAPSHOT
             statements.commit()
         except BaseException as error:
-            if not connection.closed:
+            if statements.is_begun and not connection.closed:
                 with contextlib.suppress(psycopg.Error):
                     connection.ask("ROLLBACK")
             if not isinstance(error, psycopg.Error):
@@ -310,13 +354,12 @@ class Database:
             connection = Connection.connect(
                 self.conninfo(self._uri),
                 autocommit=True,
-                row_factory=self._rows,
                 prepare_threshold=None,  # nothing is prepared, so a pool may be between
             )
         except psycopg.Error as error:
             self._away_until = monotonic() + AWAY_SECONDS
             raise self.errors.unavailable(f"the database cannot be connected to: {said(error)}") from error
-        connection.can_be_cut()
+        connection.be_ready()
         return connection
 
     def close(self) -> None:
@@ -344,59 +387,128 @@ class _RunAgain(Exception):  # noqa: N818  no fault
     """The transaction is rolled back, and may succeed when it is run again."""
 
 
-class Statements:
-    """A transaction, in which ``?`` or ``:name`` stands for values, and numbers for the values of enumerations and truths."""
+class Rows:
+    """What a statement has found or changed. The statement is sent when that is asked for, or before."""
 
-    def __init__(self, connection: Connection, *, began: float) -> None:
-        """began: when the transaction began by the server's clock, Unix seconds."""
-        self._connection = connection
-        self._told: list[Told] = []  # to be sent with the next statement
-        self.began: Final = began
+    def __init__(self, statements: "Statements") -> None:
+        self._statements = statements
+        self._result: PGresult | None = None
+        self._rows: Iterator[Any] | None = None
+
+    def take(self, result: "PGresult") -> None:
+        self._result = result
+
+    def _sent(self) -> "PGresult":
+        if self._result is None:
+            self._statements.send()
+        if self._result is None:
+            raise psycopg.OperationalError("the transaction has failed")
+        return self._result
+
+    @property
+    def rowcount(self) -> int:
+        return self._sent().command_tuples or 0
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._rows is None:
+            self._rows = self._statements.rows_of(self._sent())
+        return self._rows
+
+    def fetchone(self) -> Any:
+        return next(iter(self), None)
+
+    def fetchall(self) -> list[Any]:
+        return list(self)
+
+
+class Statements:
+    """A transaction, in which ``?`` or ``:name`` stands for values, and numbers for the values of enumerations and truths.
+
+    A statement is sent when somebody asks for what it has found or changed, or a later one has, or with the COMMIT: all of them
+    in order, in one round trip. What fails then is raised there.
+    """
+
+    def __init__(self, connection: Connection, isolation: Isolation, *, named: bool = False) -> None:
+        """named: whether rows are dictionaries, and not tuples."""
+        self._connection, self._named = connection, named
+        self._told: list[Told] = [Told(isolation.begin)]  # to be sent
+        self._asked: list[Rows | None] = [None]  # whose results they are
+        self._beginning = self.execute(_BEGINNING)
+        self._began: float | None = None
+        self.is_begun = False
+
+    @property
+    def began(self) -> float:
+        """When the transaction began by the server's clock, Unix seconds."""
+        if self._began is None:
+            row = self._beginning.fetchone()
+            self._began = float(next(reversed(row.values())) if self._named else row[-1])
+        return self._began
 
     def take_time(self) -> None:
         """Let this transaction take as long as it needs, as a command may."""
         self._connection.take_time()
+        for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            self.execute(f"SET LOCAL {setting} = 0")
 
-    def execute(
-        self, statement: str, values: Sequence[Any] | Mapping[str, Any] = (), /
-    ) -> "psycopg.Cursor[Any]":
-        self._send()
+    def execute(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = (), /) -> Rows:
         if isinstance(values, Mapping):
-            named = {name: _plain(value) for name, value in values.items()}
-            return self._connection.ask(_with_names(statement), named)
-        return self._connection.ask(_with_places(statement), [_plain(value) for value in values])
+            statement, names = _with_places(statement)
+            values = [values[name] for name in names]
+        rows = Rows(self)
+        self._tell(statement, values, rows)
+        return rows
 
     def executemany(self, statement: str, values: Iterable[Sequence[Any]], /) -> None:
-        """Execute a statement for each of `values`: at the latest before the next one whose rows are asked for, or with the
-        COMMIT, all of them in one round trip. What fails then is raised there.
-        """
+        """Execute a statement for each of `values`; nobody asks for what it finds."""
         for each in values:
-            self._told.append(Told(statement, [_plain(value) for value in each]))
-            if len(self._told) >= _AT_ONCE:
-                self._send()
+            self._tell(statement, each, None)
 
-    def _send(self) -> None:
-        told, self._told = self._told, []
+    def _tell(self, statement: str, values: Iterable[Any], rows: Rows | None) -> None:
+        self._told.append(Told(statement, [_plain(value) for value in values]))
+        self._asked.append(rows)
+        if len(self._told) >= _AT_ONCE:
+            self.send()
+
+    def send(self) -> None:
+        """Send what is to be sent, and wait for what comes of it."""
+        told, asked, self._told, self._asked = self._told, self._asked, [], []
+        self.is_begun = True
         if told:
-            self._connection.tell(told)
+            for rows, result in zip(asked, self._connection.tell(told), strict=True):
+                if rows is not None:
+                    rows.take(result)
 
     def commit(self) -> None:
-        """End the transaction, with all that is to be sent before."""
-        if self._told:
+        """End the transaction, with all that is to be sent before; where nothing was asked, there is none."""
+        if self.is_begun or len(self._told) > _OF_BEGINNING:
             self._told.append(Told("COMMIT"))
-            self._send()
-        else:
-            self._connection.ask("COMMIT")
+            self._asked.append(None)
+            self.send()
+
+    def rows_of(self, result: "PGresult") -> Iterator[Any]:
+        kinds = [result.ftype(column) for column in range(result.nfields)]
+        names = (
+            [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+            if self._named
+            else []
+        )
+        for row in range(result.ntuples):
+            values = [result.get_value(row, column) for column in range(result.nfields)]
+            read = (
+                None if value is None else self._connection.read(value, kind)
+                for value, kind in zip(values, kinds, strict=True)
+            )
+            yield dict(zip(names, read, strict=True)) if self._named else tuple(read)
+
+
+_OF_BEGINNING: Final = 2  # statements with which each transaction begins
 
 
 @lru_cache(maxsize=512)
-def _with_places(statement: str) -> str:
-    return statement.replace("%", "%%").replace("?", "%s")
-
-
-@lru_cache(maxsize=512)
-def _with_names(statement: str) -> str:
-    return re.sub(r":(\w+)", r"%(\1)s", statement.replace("%", "%%"))
+def _with_places(statement: str) -> tuple[str, tuple[str, ...]]:
+    """A statement with ``?`` in place of names, and these in order."""
+    return re.sub(r":\w+", "?", statement), tuple(re.findall(r":(\w+)", statement))
 
 
 def _as_it_is(statement: str) -> Any:
@@ -410,12 +522,13 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, bool) else value
 
 
-def _rows(connection: Connection, statements: str, values: Sequence[Any] = ()) -> list[Any]:
+def _rows(connection: Connection, statements: str, values: Sequence[Any]) -> list[Any]:
     """Run statements at once; returns the rows of the last one that has some."""
     rows: list[Any] = []
     # values are put into the text: the server takes several statements only without values beside them
     with connection.awaited(), psycopg.ClientCursor(connection, row_factory=tuple_row) as cursor:
-        cursor.execute(_with_places(statements) if values else _as_it_is(statements), values or None)
+        whole = statements.replace("%", "%%").replace("?", "%s") if values else statements
+        cursor.execute(_as_it_is(whole), values or None)
         while True:
             if cursor.description is not None:
                 rows = cursor.fetchall()

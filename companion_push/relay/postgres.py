@@ -164,6 +164,8 @@ class PostgresStore(database.Database):
         nodes = PostgresNodes(self)
         async with nodes.opened():
             self._nodes = nodes
+            if self._place.direct is None:  # it has heard itself: no pooler in transaction mode is between
+                self.prepare()
             yield
 
     def close(self) -> None:

@@ -18,8 +18,6 @@ from relying_party.place import PostgresUri
 from relying_party.store.sql import MIGRATIONS, USED_PROOFS, SqlStore, Transaction, forget_ended
 
 try:
-    from psycopg.rows import dict_row
-
     from postgres_store.copying import Plan
     from postgres_store.database import Database, Errors, Isolation
     from postgres_store.schema import migrate, translated, version_of
@@ -88,7 +86,7 @@ def planned(place: PostgresUri) -> Plan:
 
 
 def _database(place: PostgresUri) -> Database:
-    return Database(place.uri, program="relying-party", errors=ERRORS, rows=dict_row)
+    return Database(place.uri, program="relying-party", errors=ERRORS, named=True)
 
 
 def _migrate(database: Database) -> None:
