@@ -191,7 +191,7 @@ async def _settle(
 
     def work(db: Transaction) -> None:
         now = database.time_of(db)
-        mine = States(states, now, beside=Beside(lambda each: accounts.authority(db, each), tries))
+        mine = States(states, now, beside=Beside(lambda each: accounts.ask_authority(db, each), tries))
         operations.settle(account)(
             operations.Call(db=db, caller="", now=now, leases=LeasesInRecords(LEASE), states=mine)
         )

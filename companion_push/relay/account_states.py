@@ -11,12 +11,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from companion_push.errors import StoreBusy
 from companion_push.relay.account_state import EMPTY, AccountState, decoded, encoded
 from companion_push.relay.mailbox import Key, Request
-from companion_push.relay.transaction import Transaction
+from companion_push.relay.transaction import Transaction, ask
 
 logger = logging.getLogger(__name__)
 
@@ -89,18 +89,16 @@ class SqlStates:
     def __init__(self, db: Transaction) -> None:
         self._db = db
         self._seen: dict[str, int] = {}  # versions that this transaction has read or written
+        self._asked: dict[tuple[str, EnvelopeKey], Callable[[], list[Any]]] = {}
 
     def load(self, account: str, known: int = ABSENT) -> Value:
-        value = self._load(account, known)
-        self._seen[account] = value.version
-        return value
-
-    def _load(self, account: str, known: int) -> Value:
         row = self._db.execute(
             "SELECT version, CASE WHEN version = ? THEN NULL ELSE value END FROM account_states WHERE account = ?",
             (known, account),
         ).fetchone()
-        return Value(ABSENT, None) if row is None else Value(*row)
+        value = Value(ABSENT, None) if row is None else Value(*row)
+        self._seen[account] = value.version
+        return value
 
     def cas(self, write: Write) -> Value | None:
         if self._written(write):
@@ -149,16 +147,26 @@ class SqlStates:
             (write.version, write.data, write.changes_at, write.account, write.expected),
         )
 
-    def envelopes(self, account: str, keys: Iterable[EnvelopeKey]) -> dict[EnvelopeKey, bytes]:
-        found = {}
+    def expect(self, account: str, keys: Iterable[EnvelopeKey]) -> None:
+        """Ask for envelopes that will presumably be read after the value."""
         for key in keys:
-            row = self._db.execute(
-                "SELECT sealed FROM envelopes WHERE account = ? AND device = ? AND request = ? AND recipient = ?",
-                (account, key.device, key.request, key.recipient),
-            ).fetchone()
-            if row is not None:
-                found[key] = bytes(row[0])
-        return found
+            self._asked[account, key] = self._ask(account, key)
+
+    def envelopes(self, account: str, keys: Iterable[EnvelopeKey]) -> dict[EnvelopeKey, bytes]:
+        asked = {key: self._expected(account, key) for key in keys}
+        return {key: bytes(row[0]) for key, rows in asked.items() for row in rows()}
+
+    def _expected(self, account: str, key: EnvelopeKey) -> Callable[[], list[Any]]:
+        if (account, key) in self._asked:
+            return self._asked.pop((account, key))
+        return self._ask(account, key)
+
+    def _ask(self, account: str, key: EnvelopeKey) -> Callable[[], list[Any]]:
+        return ask(
+            self._db,
+            "SELECT sealed FROM envelopes WHERE account = ? AND device = ? AND request = ? AND recipient = ?",
+            (account, key.device, key.request, key.recipient),
+        )
 
     def due(self, now: float, after: str | None) -> list[str]:
         rows = self._db.execute(
@@ -207,8 +215,14 @@ class Unsettled(Exception):  # noqa: N818  a state of affairs
 class Beside:
     """What a transaction goes by whose states are in a store that commits by itself, before the transaction does (docs/adr/0039)."""
 
-    authority: Callable[[str], int | None]  # `accounts.authority`, as the transaction sees it
+    ask_authority: Callable[
+        [str], Callable[[], int | None]
+    ]  # as `accounts.ask_authority`, in the transaction
     tries: "Tries"
+
+    def authority(self, account: str) -> int | None:
+        """`accounts.authority`, as the transaction sees it."""
+        return self.ask_authority(account)()
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,13 +274,19 @@ class States:
         """States of the same store, for what is tried and never stored."""
         return States(self._store, self._now, self._cache, beside=self._beside)
 
-    def of(self, account: str) -> AccountState:
-        """Read the state of an account as it is now. `Unsettled` where it is older than a change of who may do what."""
+    def of(
+        self, account: str, *, reads: Callable[[AccountState], Iterable[EnvelopeKey]] = lambda _: ()
+    ) -> AccountState:
+        """Read the state of an account as it is now. `Unsettled` where it is older than a change of who may do what.
+
+        reads: envelopes that are asked for next where the state is still the one that this process knows.
+        """
         held = self._held.get(account)
         if held is None:
-            held = self._held[account] = self._load(account)
-            if self._beside is not None:
-                held.authority = self._beside.authority(account) or 0
+            asked = None if self._beside is None else self._beside.ask_authority(account)
+            held = self._held[account] = self._load(account, reads)
+            if self._beside is not None and asked is not None:
+                held.authority = asked() or 0
                 is_there = held.version != ABSENT
                 tries, authority = self._beside.tries, held.stored.authority
                 if is_there and tries.is_behind(account, authority, held.authority):
@@ -296,8 +316,12 @@ class States:
         """Read anything, to see that the store answers."""
         self._store.load("")
 
-    def _load(self, account: str) -> _Held:
+    def _load(
+        self, account: str, reads: Callable[[AccountState], Iterable[EnvelopeKey]] = lambda _: ()
+    ) -> _Held:
         known, state = self._cache.get(account)
+        if isinstance(self._store, SqlStates):
+            self._store.expect(account, reads(state))
         value = self._store.load(account, known)
         if value.version == ABSENT:
             state = EMPTY

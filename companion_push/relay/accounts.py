@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -16,7 +16,7 @@ from typing import Final
 from companion_push.relay import channels
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
 from companion_push.relay.proofs import SKEW
-from companion_push.relay.transaction import Transaction
+from companion_push.relay.transaction import Transaction, ask
 from companion_push.serving.rate_limit import Policy, Unit
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.request import InvitationState
@@ -39,14 +39,22 @@ _CODE_KEPT: Final = 86_400  # seconds after its expiry in which a code gets the 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRing:
+    """A ring as the store names it, unread: it was verified when it came, and who only names it reads no member."""
+
+    version: int
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
     """The membership of a key: its account and role, by the account's newest ring."""
 
     name: str
     account: str
     role: Role
-    suspended: bool = False  # the account
-    head: bytes | None = None  # the document of that ring, where it was asked for
+    suspended: bool  # the account
+    head: KeptRing  # that ring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,14 +116,6 @@ class Invitation:
         """Refuse the request when the invitation is in another state."""
         if self.state is not state:
             raise Problem(Slug.STATE_CONFLICT, state=self.state)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptRing:
-    """A ring as the store names it, unread: it was verified when it came, and who only names it reads no member."""
-
-    version: int
-    hash: bytes
 
 
 _ANEW: Final = (  # of who was a former member already
@@ -234,10 +234,16 @@ def close(db: Transaction, account: str, *, now: float) -> frozenset[str]:
     return told
 
 
-def authority(db: Transaction, account: str) -> int | None:
-    """How often it has changed who may do what in an account; None for an unknown one."""
-    row = db.execute("SELECT authority FROM accounts WHERE id = ?", (account,)).fetchone()
-    return None if row is None else int(row[0])
+def ask_authority(db: Transaction, account: str) -> Callable[[], int | None]:
+    """Ask how often it has changed who may do what in an account; None for an unknown one."""
+    rows = ask(db, "SELECT authority FROM accounts WHERE id = ?", (account,))
+
+    def read() -> int | None:
+        for (authority,) in rows():
+            return int(authority)
+        return None
+
+    return read
 
 
 def change_authority(db: Transaction, account: str) -> None:
@@ -315,27 +321,30 @@ def founding_ring(document: bytes, *, caller: str) -> Ring:
 
 
 _MEMBER: Final = (
-    "SELECT account, role, EXISTS (SELECT 1 FROM suspensions WHERE account = members.account), NULL"
-    " FROM members WHERE name = ?"
-)
-_MEMBER_WITH_HEAD: Final = _MEMBER.replace(
-    "NULL", "(SELECT document FROM rings WHERE account = members.account ORDER BY version DESC LIMIT 1)"
+    "SELECT members.account, role, EXISTS (SELECT 1 FROM suspensions WHERE account = members.account), version, hash"
+    " FROM members JOIN rings ON rings.account = members.account"
+    " AND version = (SELECT max(version) FROM rings WHERE account = members.account) WHERE name = ?"
 )
 
 
-def membership(db: Transaction, name: str, *, with_head: bool = False) -> Membership | None:
-    """Look up the membership of a key, by its account's newest ring. with_head: for whoever needs that ring too."""
-    row = db.execute(_MEMBER_WITH_HEAD if with_head else _MEMBER, (name,)).fetchone()
-    if row is None:
+def membership(db: Transaction, name: str) -> Membership | None:
+    """Look up the membership of a key, by its account's newest ring."""
+    return ask_membership(db, name)()
+
+
+def ask_membership(db: Transaction, name: str) -> Callable[[], Membership | None]:
+    """Ask for what `membership` looks up."""
+    rows = ask(db, _MEMBER, (name,))
+
+    def read() -> Membership | None:
+        for account, role, suspended, version, ring_hash in rows():
+            head = KeptRing(version=version, hash=ring_hash)
+            return Membership(
+                name=name, account=account, role=Role(role), suspended=bool(suspended), head=head
+            )
         return None
-    account, role, suspended, document = row
-    return Membership(
-        name=name,
-        account=account,
-        role=Role(role),
-        suspended=bool(suspended),
-        head=None if document is None else bytes(document),
-    )
+
+    return read
 
 
 def reader(db: Transaction, name: str) -> tuple[str, int | None]:
@@ -369,8 +378,13 @@ def names_of(db: Transaction, account: str) -> frozenset[str]:
 
 
 def companions(db: Transaction, account: str) -> frozenset[str]:
-    rows = db.execute("SELECT name FROM members WHERE account = ? AND role = ?", (account, Role.COMPANION))
-    return frozenset(name for (name,) in rows)
+    return ask_companions(db, account)()
+
+
+def ask_companions(db: Transaction, account: str) -> Callable[[], frozenset[str]]:
+    """Ask for the names of an account's companions."""
+    rows = ask(db, "SELECT name FROM members WHERE account = ? AND role = ?", (account, Role.COMPANION))
+    return lambda: frozenset(name for (name,) in rows())
 
 
 def newest(db: Transaction, account: str, *, last: int | None = None) -> KeptRing:
@@ -388,6 +402,16 @@ def _newest(db: Transaction, account: str, last: int | None = None) -> KeptRing 
         (account, _ANY if last is None else last),
     ).fetchone()
     return None if row is None else KeptRing(version=row[0], hash=row[1])
+
+
+def ask_head(db: Transaction, member: Membership) -> Callable[[], Ring]:
+    """Ask for the newest ring of a member's account, for whoever needs its members."""
+    rows = ask(
+        db,
+        "SELECT document FROM rings WHERE account = ? AND version = ?",
+        (member.account, member.head.version),
+    )
+    return lambda: _parsed(bytes(rows()[0][0]))
 
 
 def _head(db: Transaction, account: str) -> Ring:
@@ -477,15 +501,15 @@ def call_for_words(db: Transaction, account: str) -> frozenset[str]:
     return called
 
 
-def word_wanted(db: Transaction, companion: str) -> bool:
-    """Whether `companion` was asked for a word that it has not given yet."""
-    row = db.execute("SELECT 1 FROM word_calls WHERE companion = ?", (companion,)).fetchone()
-    return row is not None
+def ask_word_wanted(db: Transaction, companion: str) -> Callable[[], bool]:
+    """Ask whether `companion` was asked for a word that it has not given yet."""
+    rows = ask(db, "SELECT 1 FROM word_calls WHERE companion = ?", (companion,))
+    return lambda: bool(rows())
 
 
-def take_word(db: Transaction, companion: Membership, document: bytes) -> Word:
-    """Verify and parse a word of `companion` about a ring that the relay holds (`unknown-ring`)."""
-    ring = _head(db, companion.account) if companion.head is None else _parsed(companion.head)
+def take_word(db: Transaction, companion: Membership, document: bytes, *, head: Ring | None = None) -> Word:
+    """Verify and parse a word of `companion` about a ring that the relay holds (`unknown-ring`). head: the newest, where it is read already."""
+    ring = _head(db, companion.account) if head is None else head
     member = ring.member(companion.name)
     if member is None:
         raise not_found()

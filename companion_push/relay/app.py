@@ -887,10 +887,13 @@ class RelayEndpoints:
         tries = Tries()
 
         def work(db: Transaction) -> Answer:
+            asked = (
+                accounts.ask_membership(db, caller) if caller else None
+            )  # before the time, in its round trip
             now = store.time_of(db) if self._config.clock is None else self._config.clock()
             beside = None
             if self._states_beside:
-                beside = Beside(lambda account: accounts.authority(db, account), tries)
+                beside = Beside(lambda account: accounts.ask_authority(db, account), tries)
             call = Call(
                 db=db,
                 caller=caller,
@@ -904,6 +907,7 @@ class RelayEndpoints:
                 tells_account=self.webhook_sender is not None,
                 awaits=self.held_requests.awaits,
                 several=self._nodes is not None,
+                ask_member=asked,
             )
             answer = operations.with_pushes(call, operations.counted(call, operation(call)))
             if call.several:

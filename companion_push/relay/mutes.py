@@ -4,11 +4,12 @@ Any companion mutes by declining a request as `NOT_ME`, and any companion ends i
 over when the device leaves the ring, and with the account. Each function is a part of one transaction on an open store.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from companion_push.relay import accounts
 from companion_push.relay.problems import Problem, Slug
-from companion_push.relay.transaction import Transaction
+from companion_push.relay.transaction import Transaction, ask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +41,13 @@ def unmute(db: Transaction, account: str, device: str) -> bool:
 
 def mutes_of(db: Transaction, account: str) -> list[Mute]:
     """Read the muted devices of an account, the oldest mute first."""
-    rows = db.execute("SELECT device, by, at FROM mutes WHERE account = ? ORDER BY at, device", (account,))
-    return [Mute(device=device, by=by, at=at) for device, by, at in rows]
+    return ask_mutes(db, account)()
+
+
+def ask_mutes(db: Transaction, account: str) -> Callable[[], list[Mute]]:
+    """Ask for what `mutes_of` reads."""
+    rows = ask(db, "SELECT device, by, at FROM mutes WHERE account = ? ORDER BY at, device", (account,))
+    return lambda: [Mute(device=device, by=by, at=at) for device, by, at in rows()]
 
 
 def count(db: Transaction) -> int:
@@ -49,7 +55,12 @@ def count(db: Transaction) -> int:
     return int(db.execute("SELECT count(*) FROM mutes").fetchone()[0])
 
 
-def refuse_muted(db: Transaction, device: str) -> None:
-    """Refuse the request of a muted device (`device-muted`)."""
-    if db.execute("SELECT 1 FROM mutes WHERE device = ?", (device,)).fetchone() is not None:
-        raise Problem(Slug.DEVICE_MUTED)
+def refuse_muted(db: Transaction, device: str) -> Callable[[], None]:
+    """Ask whether a device is muted; returns what refuses its request then (`device-muted`)."""
+    rows = ask(db, "SELECT 1 FROM mutes WHERE device = ?", (device,))
+
+    def refuse() -> None:
+        if rows():
+            raise Problem(Slug.DEVICE_MUTED)
+
+    return refuse

@@ -19,7 +19,7 @@ from companion_push.push.dispatcher import Order, kind_of
 from companion_push.relay import account_events, account_states, accounts, channels, mutes, subjects, turns
 from companion_push.relay.account_events import Event, EventType, Step
 from companion_push.relay.account_state import AccountState
-from companion_push.relay.account_states import States
+from companion_push.relay.account_states import EnvelopeKey, States
 from companion_push.relay.accounts import Invitation, KeptRing, Membership
 from companion_push.relay.ladder import End, Ladder, end_of
 from companion_push.relay.mailbox import (
@@ -136,6 +136,9 @@ class Call:
     tells_account: bool = False  # whether an account service is told of mutes
     awaits: Callable[[str], bool] = lambda _topic: False  # whether a held request waits for the topic
     several: bool = False  # whether other processes may be serving too
+    ask_member: Callable[[], Membership | None] | None = (
+        None  # where the caller's membership is asked for already
+    )
 
     def current(self, request: Request) -> Request:
         """The state of a stored request at the time of the call."""
@@ -145,9 +148,9 @@ class Call:
         """When time alone changes the request."""
         return request.changes_at(self.leases.end_of(request, self.now))
 
-    def member(self, role: Role | None = None, *, with_head: bool = False) -> Membership:
-        """Authorise the caller; `not-found` when it is no member, or not of this role. with_head: as for `accounts.membership`."""
-        found = accounts.membership(self.db, self.caller, with_head=with_head)
+    def member(self, role: Role | None = None) -> Membership:
+        """Authorise the caller; `not-found` when it is no member, or not of this role."""
+        found = accounts.membership(self.db, self.caller) if self.ask_member is None else self.ask_member()
         if found is None:
             raise accounts.stranger(self.db, self.caller)
         if found.suspended:
@@ -527,7 +530,7 @@ def give_word(body: WordBody) -> Operation:
 def call_for_words(call: Call) -> Answer:
     """Ask all companions of the calling device's account for a word."""
     device = call.member(Role.DEVICE)
-    mutes.refuse_muted(call.db, device.name)
+    mutes.refuse_muted(call.db, device.name)()
     _spend(call, device, "calls for words", _CALL_RATE)
     called = accounts.call_for_words(call.db, device.account)
     pushes: tuple[Order, ...] = ()
@@ -757,6 +760,8 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, c
 
     def operation(call: Call) -> Answer:
         device = call.member(Role.DEVICE)
+        refuse_muted = mutes.refuse_muted(call.db, device.name)
+        companions = accounts.ask_companions(call.db, device.account)
         state = call.states.of(device.account)
         known = state.request((device.name, request_id))
         if known is not None:
@@ -764,12 +769,12 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, c
                 raise Problem(Slug.REQUEST_CONFLICT)
             current = _now(call, known)
             return Answer(
-                body=_status(call, current),
+                body=_status(call, current, device),
                 changed=_changes(known, current),
                 pushes=channels.lacking(call.db, current, kinds=call.kinds),
             )
-        mutes.refuse_muted(call.db, device.name)
-        if not envelopes.keys() <= accounts.companions(call.db, device.account):
+        refuse_muted()
+        if not envelopes.keys() <= companions():
             raise Problem(Slug.UNKNOWN_RECIPIENT)
         kept = [call.current(request) for request in state.requests]
         over = [
@@ -809,7 +814,7 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, c
         call.states.put(device.account, state.with_requests([*ended, new]))
         call.states.seal(new, envelopes)
         return Answer(
-            body=_status(call, new),
+            body=_status(call, new, device),
             status=201,
             changed=(Change(was=None, request=new, by=device.name), *over, *superseded),
             pushes=pushes,
@@ -832,9 +837,9 @@ def _admit(
 
 def read_request(request_id: str, version: int | None) -> Operation:
     def operation(call: Call) -> Answer:
-        stored = _own(call, request_id)
+        device, stored = _own(call, request_id)
         current = _now(call, stored)
-        status = _status(call, current)
+        status = _status(call, current, device)
         return Answer(
             body=status,
             news=status["version"] != version or not current.live,
@@ -848,11 +853,11 @@ def read_request(request_id: str, version: int | None) -> Operation:
 
 def device_event(request_id: str, report: DeviceReport) -> Operation:
     def operation(call: Call) -> Answer:
-        stored = _own(call, request_id)
+        device, stored = _own(call, request_id)
         after = call.current(stored).device_says(report.event, report.reason)
         if after is not stored:
             call.states.save(after)
-        return Answer(body=_status(call, after), changed=_changes(stored, after, call.caller))
+        return Answer(body=_status(call, after, device), changed=_changes(stored, after, call.caller))
 
     return operation
 
@@ -863,11 +868,15 @@ def read_inbox(cursor: str | None) -> Operation:
         items: list[dict[str, Any]] = []
         changed: list[Change] = []
         changes_at = math.inf
-        mine = [
-            each
-            for each in call.states.of(companion.account).requests
-            if each.live and companion.name in each.recipients
-        ]
+        word_asked = accounts.ask_word_wanted(call.db, companion.name)
+        muted_asked = mutes.ask_mutes(call.db, companion.account)
+        state = call.states.of(
+            companion.account,
+            reads=lambda known: [
+                EnvelopeKey(*each.key, companion.name) for each in _live_to(companion.name, known)
+            ],
+        )
+        mine = _live_to(companion.name, state)
         envelopes = call.states.sealed_to(companion.name, mine) if mine else {}
         for stored in mine:
             request = call.current(stored)
@@ -880,9 +889,8 @@ def read_inbox(cursor: str | None) -> Operation:
                 call.states.save(request)
             if request.version != stored.version:
                 changed += _changes(stored, request, companion.name if request.live else None)
-        head = accounts.newest(call.db, companion.account)
-        word_wanted = accounts.word_wanted(call.db, companion.name)
-        muted = [each.device for each in mutes.mutes_of(call.db, companion.account)]
+        head, word_wanted = companion.head, word_asked()
+        muted = [each.device for each in muted_asked()]
         new_cursor = _cursor(items, head.version, word_wanted=word_wanted, muted=muted)
         return Answer(
             body={
@@ -902,16 +910,24 @@ def read_inbox(cursor: str | None) -> Operation:
     return operation
 
 
+def _live_to(companion: str, state: AccountState) -> list[Request]:
+    """The live requests with an envelope to this companion."""
+    return [each for each in state.requests if each.live and companion in each.recipients]
+
+
 def companion_event(device: str, request_id: str, report: CompanionReport) -> Operation:
     word = report.claim()
 
     def operation(call: Call) -> Answer:
-        companion = call.member(Role.COMPANION, with_head=word is not None)
-        stored = call.states.of(companion.account).request((device, request_id))
+        companion = call.member(Role.COMPANION)
+        head = None if word is None else accounts.ask_head(call.db, companion)
+        sealed = EnvelopeKey(device, request_id, companion.name)
+        state = call.states.of(companion.account, reads=lambda _: [] if word is None else [sealed])
+        stored = state.request((device, request_id))
         if stored is None or companion.name not in stored.recipients:
             raise not_found()
-        if word is not None:
-            _check_claim(call, companion, stored, word)
+        if word is not None and head is not None:
+            _check_claim(call, companion, stored, word, head())
         after = call.current(stored).companion_says(
             companion.name, report.event, report.reason, now=call.now, stays=bool(report.stays), word=word
         )
@@ -949,9 +965,9 @@ def _end_of_device(call: Call, account: str, device: str) -> Iterable[Change]:
             yield Change(was=request.state, request=after, by=call.caller)
 
 
-def _check_claim(call: Call, companion: Membership, request: Request, document: bytes) -> None:
-    """Verify that the word claims this request, over the very bytes that were sealed to `companion`."""
-    claim = accounts.take_word(call.db, companion, document).claim
+def _check_claim(call: Call, companion: Membership, request: Request, document: bytes, head: Ring) -> None:
+    """Verify that the word claims this request, over the very bytes that were sealed to `companion`. head: the newest ring."""
+    claim = accounts.take_word(call.db, companion, document, head=head).claim
     sealed = call.states.sealed_to(companion.name, [request]).get(request.key)
     if sealed is None:  # the request has ended, and the event says so
         return
@@ -1254,13 +1270,13 @@ def read_store(call: Call) -> Answer:
     return Answer(body={}, durable=False)
 
 
-def _own(call: Call, request_id: str) -> Request:
-    """Read the calling device's request as it is stored."""
+def _own(call: Call, request_id: str) -> tuple[Membership, Request]:
+    """Read the calling device's membership, and its request as it is stored."""
     device = call.member(Role.DEVICE)
     stored = call.states.of(device.account).request((device.name, request_id))
     if stored is None:
         raise not_found()
-    return stored
+    return device, stored
 
 
 def _now(call: Call, stored: Request) -> Request:
@@ -1281,7 +1297,7 @@ def _current(call: Call, account: str) -> list[Request]:
     return [call.current(request) for request in call.states.of(account).requests]
 
 
-def _status(call: Call, request: Request) -> dict[str, Any]:
+def _status(call: Call, request: Request, device: Membership) -> dict[str, Any]:
     word = request.word
     notified = channels.notified(request)
     # of an inbox, what is not known at once: that a companion was away
@@ -1297,7 +1313,7 @@ def _status(call: Call, request: Request) -> dict[str, Any]:
         "expires_at": request.expires_at,
         "now": int(call.now),
         "claim": None if word is None else {"by": request.claimed_by, "word": base64url(word)},
-        "ring": _named(accounts.newest(call.db, request.account)),
+        "ring": _named(device.head),
         "reason": request.reason,
         "failures": [{"by": failure.by, "reason": failure.reason} for failure in request.failures],
         "notified": [{"to": each.to, "channel": each.channel, "outcome": each.outcome} for each in notified],

@@ -248,15 +248,20 @@ async def test_a_device_whose_call_began_before_a_mute_or_a_suspension_cannot_su
 
 def began_before(monkeypatch: pytest.MonkeyPatch, caller: Caller, change: Callable[[], Any]) -> Meanwhile:
     """Let the next call of `caller` find its membership, and then go on when `change` was made and answered."""
-    meanwhile, membership = Meanwhile(change), accounts.membership
+    meanwhile, ask = Meanwhile(change), accounts.ask_membership
 
-    def found(db: Transaction, name: str, **named: bool) -> accounts.Membership | None:
-        result = membership(db, name, **named)
-        if name == caller.name:
-            meanwhile()
-        return result
+    def asked(db: Transaction, name: str) -> Callable[[], accounts.Membership | None]:
+        read = ask(db, name)
 
-    monkeypatch.setattr(accounts, "membership", found)
+        def found() -> accounts.Membership | None:
+            result = read()
+            if name == caller.name:
+                meanwhile()
+            return result
+
+        return found
+
+    monkeypatch.setattr(accounts, "ask_membership", asked)
     return meanwhile
 
 
