@@ -24,7 +24,8 @@ from headless_passkey.process.private_file import lock, read_private, remove_pri
 from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import file_members
 
-CONNECTIONS: Final = 128  # at a time: each browser has at most six
+CONNECTIONS: Final = 128  # at a time; each browser has at most six
+CONNECTIONS_PER_ADDRESS: Final = 32
 _LIMIT: Final = 2 * MAX_SIZE  # bytes of the address's file
 
 
@@ -82,7 +83,7 @@ async def serving_page(
             say=say,
             trusted_proxies=trusted_proxies,
             handler_cancellation=True,
-            limits=ConnectionLimits(total=CONNECTIONS, per_address=CONNECTIONS),
+            limits=ConnectionLimits(total=CONNECTIONS, per_address=CONNECTIONS_PER_ADDRESS),
         ):
             remove_private(state.page_link)  # of a run that was killed
             write_private(state.page, json.dumps({"origin": origin.origin}).encode())

@@ -4,17 +4,21 @@ import asyncio
 import base64
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from certificates import Certificate
 from playwright.async_api import Browser, BrowserContext, Locator, Route, expect
 
 from companion_push.companion.consent import Answer, Answered
 from companion_push.companion.inbox import CheckedRequest, Notice, NoticeKind
+from companion_push.companion.keys import CompanionState
 from tests.camera import decode
 from tests.companion.browser.conftest import Visit
 from tests.companion.browser.requests import opening, request
-from tests.companion.page_client import Page
-from tests.rp.browser.test_looks import FITS, NAMELESS, SCHEMES, TOO_FAINT, WIDE, drawn
+from tests.companion.page_client import Page, served
+from tests.rp.browser.test_looks import FITS, NAMELESS, TOO_FAINT, WIDE, drawn
 from tests.rp.browser.visitor import Visitor, visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -54,12 +58,14 @@ async def seen(context: BrowserContext, code: Locator) -> str | None:
             const canvas = new OffscreenCanvas(image.width, image.height);
             canvas.getContext("2d").drawImage(image, 0, 0);
             const { data } = canvas.getContext("2d").getImageData(0, 0, image.width, image.height);
-            return [image.width, image.height, Array.from(data).filter((_, place) => place % 4 === 1)];
+            let grey = "";
+            for (let place = 1; place < data.length; place += 4) grey += String.fromCharCode(data[place]);
+            return [image.width, image.height, btoa(grey)];
         }""",
         picture,
     )
     await other.close()
-    return decode(bytes(grey), height, width)
+    return decode(base64.b64decode(grey), height, width)
 
 
 async def says(visitor: Visitor, text: str) -> None:
@@ -87,6 +93,21 @@ async def test_a_link_that_was_used_shows_nothing(page: Page, chromium: Browser,
         async with asking(page, request()):
             await says(visitor, "Get a link with: companion-push companion page --link")
             await expect(card(visitor)).to_have_count(0)
+        await visitor.page.context.close()
+
+
+async def test_over_tls_the_browser_keeps_the_cookie_for_this_host_alone(
+    chromium: Browser, loopback_certificate: Certificate, tmp_path: Path
+) -> None:
+    state = CompanionState(tmp_path / "state")
+    state.create()
+    files: dict[str, Any] = {"cert": loopback_certificate.cert, "key": loopback_certificate.key}
+    async with served(state, at=("localhost", 0), **files) as page, asking(page, request()):
+        visitor = await visit(chromium, page.origin, page.link.removeprefix(page.origin))
+        await expect(card(visitor)).to_be_visible()
+        (cookie,) = await visitor.page.context.cookies()
+        assert (cookie["name"], cookie["sameSite"]) == ("__Host-companion", "Strict")
+        assert await visitor.page.evaluate("document.cookie") == ""
         await visitor.page.context.close()
 
 
@@ -294,8 +315,7 @@ async def test_the_policy_holds(visiting: Visit, attack: str) -> None:
 # Looks
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", [320, 1280])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 320), ("dark", 1280)])
 async def test_it_can_be_read_and_named_and_fits(
     page: Page, visiting: Visit, scheme: str, width: int
 ) -> None:
