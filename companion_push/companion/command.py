@@ -886,10 +886,10 @@ async def page(args: argparse.Namespace) -> None:
     from companion_push.companion.page.sessions import Sessions  # noqa: PLC0415
 
     state, outcomes, asking = _state(args), Outcomes(), AtPage()
+    state.identity()  # `NotEnrolled` comes first
     if args.link:
         out(link_to(state, now=time.time()))
         return
-    state.identity()  # `NotEnrolled` comes first
 
     def on_notice(notice: Notice) -> None:
         asking.note(notice)

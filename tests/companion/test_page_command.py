@@ -129,8 +129,8 @@ async def test_a_killed_program_leaves_no_session_and_no_link(state: Path) -> No
 async def test_what_cannot_be_served_is_said(state: Path, tmp_path: Path) -> None:
     status, _, said = await outcome("companion", "page", "--link", "--state", state)
     assert (status, "serves no page" in said[-1]) == (2, True)
-    status, _, said = await outcome(*PAGE, "--state", tmp_path / "nothing")
-    assert status == 9
+    for words in (PAGE, ["companion", "page", "--link"]):
+        assert (await outcome(*words, "--state", tmp_path / "nothing"))[0] == 9
     async with running(*PAGE, "--state", state) as program:
         await program.line()
         for words in (PAGE, ["companion", "run", "--consent", "decline"]):
