@@ -42,6 +42,7 @@ from headless_passkey.device import Device
 from headless_passkey.net.tls import tls_context
 from headless_passkey.radio.pipe import parse_advert_line
 from headless_passkey.radio.source import Advert
+from headless_passkey.rp.key_store import KeyStore
 
 HEADING: Final = "# What a sign-in costs the device"
 AIM: Final = 1.15  # times importing aiohttp and bleak alone
@@ -67,16 +68,20 @@ Used = tuple[float, float]  # seconds of processor time, bytes at the peak
 # Starting
 
 
+def compiled() -> dict[str, str]:
+    """The environment of a program whose modules are compiled once, as those of an installed one are."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def process(*words: str) -> Used:
     """Run a program to its end."""
     with tempfile.NamedTemporaryFile() as result:
         limited = Path(__file__).with_name("limited.py")
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         subprocess.run(
             [sys.executable, str(limited), result.name, *words],
             check=True,
             cwd=core.ROOT,
-            env=environment,
+            env=compiled(),
             stdout=subprocess.DEVNULL,
         )
         used = json.loads(result.read())
@@ -87,8 +92,11 @@ def imports(code: str) -> Used:
     return process(sys.executable, "-c", code)
 
 
-async def until_first_request(*words: str) -> Used:
-    """Start a program that is given the URL of a server as its last word, and end it when its first request is there."""
+async def until_first_request(*words: str, state: Path | None = None) -> Used:
+    """Start a program that is given the URL of a server as its last word, and end it when its first request is there.
+
+    state: of a device that has a key for this server, as each has that has been there before.
+    """
     used: asyncio.Future[Used] = asyncio.get_running_loop().create_future()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -98,11 +106,14 @@ async def until_first_request(*words: str) -> Used:
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+        url = f"http://localhost:{server.sockets[0].getsockname()[1]}"
+        if state is not None:
+            await KeyStore(state).key(url)
         started = await asyncio.create_subprocess_exec(
             *words,
-            f"http://localhost:{port}",
+            url,
             cwd=core.ROOT,
+            env=compiled(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
@@ -153,7 +164,7 @@ async def starts(rounds: int) -> list[tuple[str, ...]]:
             ),
             (
                 "`headless-passkey sign-in`, until its first request",
-                lambda: until_first_request(*command),
+                lambda: until_first_request(*command, state=Path(folder) / "state"),
                 f"`{LIBRARIES}`, and a request",
                 lambda: until_first_request(*bare),
             ),

@@ -36,9 +36,9 @@ from headless_passkey.request import CEREMONY_TIMEOUT
 from headless_passkey.rp.conduit import (
     Conduit,
     OpenedSession,
-    find_relying_party,
     service_origin,
 )
+from headless_passkey.rp.finding import find_relying_party
 from headless_passkey.rp.key_store import KeyStore, OriginKeys
 from headless_passkey.rp.session import Session
 from headless_passkey.rp.session_store import KeptSession, SessionStore
@@ -119,8 +119,13 @@ class RelyingPartyCeremonies:
         link: bool = False,
         min_rssi: int | None = None,
         join_within: float | None = None,
+        found: Awaitable[BaseUrl] | None = None,
     ) -> Opened:
-        """Run a ceremony, as `headless_passkey.device.Device.ask` says."""
+        """Run a ceremony, as `headless_passkey.device.Device.ask` says.
+
+        found: the end of a search for the relying party that has begun already, by `find_relying_party` with the key for
+        its origin.
+        """
         now = asyncio.get_running_loop().time
         deadline = now() + timeout
         named = relying_party if isinstance(relying_party, BaseUrl) else BaseUrl.parse(relying_party)
@@ -140,7 +145,7 @@ class RelyingPartyCeremonies:
         store.prepare()
         key = await self._keys.key(named.origin)
         what = f"{named} did not answer within {timeout:g} seconds"
-        base = await by(deadline, find_relying_party(self._http, named, key), what)
+        base = await by(deadline, found or find_relying_party(self._http, named, key), what)
         conduit = Conduit(
             ProvenHttp(self._http, str(base), key, clock=self._clock),
             origin=base.origin,

@@ -105,6 +105,25 @@ def test_a_device_loads_nothing_that_its_sign_in_may_not_need() -> None:
     )
 
 
+def test_a_sign_in_loads_little_before_it_asks_the_relying_party() -> None:
+    """The time until this request is measured in docs/adr/0043."""
+    loaded = loaded_by("headless_passkey.command.cli, headless_passkey.command.sign_in")
+    serialization = "cryptography.hazmat.primitives.serialization"  # it brings the formats of OpenSSH
+    assert loaded & {"bleak", "bumble", "dbus_fast", "publicsuffixlist", serialization} == set()
+    rooms = ("account", "ceremony", "command", "hybrid", "radio", "rp", "rp_ceremony", "trust", "webauthn")
+    assert {
+        module.removeprefix("headless_passkey.")
+        for module in loaded
+        if module.startswith(tuple(f"headless_passkey.{room}" for room in rooms))
+    } == {
+        *("account", "account.device_files"),
+        *("command", "command.cli", "command.command_line", "command.sign_in"),
+        *("rp", "rp.finding", "rp.key_store"),
+        *("trust", "trust.signing"),
+        *("webauthn", "webauthn.origins"),
+    }
+
+
 @pytest.mark.threat("T2")
 @pytest.mark.parametrize("server", ["companion_push.relay.app", "companion_push.relay.command"])
 def test_the_relay_cannot_open_what_it_carries(server: str) -> None:

@@ -4,7 +4,8 @@ import argparse
 import asyncio
 import json
 import secrets
-from collections.abc import Mapping
+import ssl
+from collections.abc import Awaitable, Mapping
 from typing import Final
 
 import aiohttp
@@ -19,14 +20,13 @@ from headless_passkey.delivery import Ask, Delivery
 from headless_passkey.errors import (
     TransportReason,
     TrustReason,
-    UsageError,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.linking import NoLink
 from headless_passkey.mends import transport_error
-from headless_passkey.net.proven_http import ProvenHttp, open_session
+from headless_passkey.net.base_url import BaseUrl
+from headless_passkey.net.proven_http import ProvenHttp
 from headless_passkey.net.related_origins import fetch_related_origins
-from headless_passkey.net.tls import tls_or_default
 from headless_passkey.net.unreachable import by
 from headless_passkey.process.streams import talk
 from headless_passkey.radio.choose import open_radio
@@ -86,41 +86,24 @@ _NOT_LINKED: Final[Mapping[str, str]] = {
 
 
 class Ceremony:
-    """A ceremony of the command line, whose options are checked before anything is sent."""
+    """A ceremony of the command line, whose options go together (`sign_in.check_options`)."""
 
-    def __init__(self, args: argparse.Namespace, kind: RequestKind) -> None:
-        """Raises `UsageError` when the options do not go together."""
-        if (args.rp is None) == (args.options is None):
-            raise UsageError("give either --rp URL, or --options FILE with --origin ORIGIN")
-        if args.options is not None and args.origin is None:
-            raise UsageError("--options needs --origin")
-        if args.options == "-" and args.radio == "stdin":
-            raise UsageError("--options - and --radio stdin both want stdin")
-        if args.min_rssi is not None and args.radio == "stdin":
-            raise UsageError("--min-rssi needs a radio that tells how strong an advert is; stdin does not")
-        if args.direct and args.radio == "stdin":
-            raise UsageError("--direct needs a radio that connects: bleak or bumble, not stdin")
-        if args.rp is None and (args.no_keep or args.audience):
-            raise UsageError("--no-keep and --audience are about the session, which --rp alone opens")
-        if args.rp is not None and kind is RequestKind.MAKE_CREDENTIAL and args.user is None:
-            raise UsageError("register with --rp needs --user NAME")
-        if args.add_user and args.any_user:
-            raise UsageError("--add-user pins one more user, --any-user pins nobody: give one of them")
-        if args.rp is None and args.add_user:
-            raise UsageError("--add-user needs --rp: what --options prints may yet be refused")
+    def __init__(self, args: argparse.Namespace, kind: RequestKind, tls: ssl.SSLContext | None) -> None:
         self._args, self._kind, self._state = args, kind, expand_home(args.state)
         self._digits = f"{secrets.randbelow(100):02d}" if args.match_digits else None
         self._expected = None if args.expect_user is None else parse_handle(args.expect_user)
-        self._tls = tls_or_default(args.ca)
+        self._tls = tls
         self._radio = open_radio(args.radio, passive=args.scan == "passive", report=self._on_report)
 
-    async def run(self) -> None:
-        """Run the ceremony; prints the response, or with --rp the session, as one line on stdout."""
-        async with open_session(self._tls) as http:
-            if self._args.rp is None:
-                await self._for_options(http)
-            else:
-                await self._at_relying_party(http)
+    async def run(self, http: aiohttp.ClientSession, found: Awaitable[BaseUrl] | None) -> None:
+        """Run the ceremony; prints the response, or with --rp the session, as one line on stdout.
+
+        found: the search for the relying party that has begun already.
+        """
+        if self._args.rp is None:
+            await self._for_options(http)
+        else:
+            await self._at_relying_party(http, found)
 
     async def _for_options(self, http: aiohttp.ClientSession) -> None:
         args, clock = self._args, asyncio.get_running_loop().time
@@ -153,7 +136,7 @@ class Ceremony:
         self._tell(completed)
         out(completed.credential.to_json())
 
-    async def _at_relying_party(self, http: aiohttp.ClientSession) -> None:
+    async def _at_relying_party(self, http: aiohttp.ClientSession, found: Awaitable[BaseUrl] | None) -> None:
         args = self._args
         ceremonies = RelyingPartyCeremonies(
             self._state,
@@ -185,6 +168,7 @@ class Ceremony:
             link=args.link,
             min_rssi=args.min_rssi,
             join_within=args.join_within,
+            found=found,
         )
         self._tell(ended.ceremony, pinned=ended.user_pinned)
         if ended.session is None:

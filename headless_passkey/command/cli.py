@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from headless_passkey.command.command_line import (
     Options,
@@ -38,15 +39,15 @@ from headless_passkey.errors import (
     TransportReason,
     UsageError,
 )
-from headless_passkey.hybrid import eid
-from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl, RequestKind
-from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
 from headless_passkey.mends import transport_error
 from headless_passkey.net.base_url import WEB, BaseUrl
 from headless_passkey.process.streams import talk
 from headless_passkey.request import CEREMONY_TIMEOUT
 from headless_passkey.text.names import quoted
 from headless_passkey.webauthn.origins import check_origin
+
+if TYPE_CHECKING:
+    from headless_passkey.hybrid.fido_url import FidoUrl
 
 ENVIRONMENT: Final = "HEADLESS_PASSKEY"
 DEFAULT_STATE: Final = "~/.local/state/headless-passkey"
@@ -57,11 +58,13 @@ _Act: TypeAlias = Callable[[argparse.Namespace], Coroutine[Any, Any, None]]  # a
 
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit status."""
-    args = make_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = make_parser(*words[:1]).parse_args(words)
     return run(args.command, args)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(command: str = "") -> argparse.ArgumentParser:
+    """Make the parser of all commands, or of one alone: a start waits for the options of no other."""
     parser = SettingsParser(
         prog="headless-passkey",
         description="Sign in with a passkey on a device that has no screen.",
@@ -69,7 +72,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in [_COMMANDS[command]] if command in _COMMANDS else _COMMANDS.values():
+        add(commands)
+    return parser
 
+
+def _add_join(commands: Any) -> None:
     join = _command(
         commands,
         "join",
@@ -101,6 +109,8 @@ def make_parser() -> argparse.ArgumentParser:
     _state_option(join)
     _ca_option(join)
 
+
+def _add_leave(commands: Any) -> None:
     leave = _command(
         commands,
         "leave",
@@ -116,6 +126,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="forget it here also when the relay cannot take this device out of the account's list",
     )
 
+
+def _add_status(commands: Any) -> None:
     status = _command(
         commands,
         "status",
@@ -125,17 +137,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _state_option(status)
 
-    for name, act, help_text, user in (
-        ("sign-in", _sign_in, "sign in with a passkey on a phone", ""),
-        ("register", _register, "make a passkey on a phone", " --user ada"),
-    ):
-        ceremony = _command(
-            commands, name, act, help_text, f"headless-passkey {name} --rp https://login.example{user}"
-        )
-        _ceremony_options(ceremony)
-    _session_commands(commands)
-    _users_commands(commands)
-    _phones_commands(commands)
+
+def _add_sign_in(commands: Any) -> None:
+    called = "headless-passkey sign-in --rp https://login.example"
+    _ceremony_options(_command(commands, "sign-in", _sign_in, "sign in with a passkey on a phone", called))
+
+
+def _add_register(commands: Any) -> None:
+    called = "headless-passkey register --rp https://login.example --user ada"
+    _ceremony_options(_command(commands, "register", _register, "make a passkey on a phone", called))
+
+
+def _add_doctor(commands: Any) -> None:
     doctor = _command(
         commands,
         "doctor",
@@ -148,6 +161,9 @@ def make_parser() -> argparse.ArgumentParser:
     _tunnel_option(doctor)
     _state_option(doctor)
     _ca_option(doctor)
+
+
+def _add_inspect(commands: Any) -> None:
     inspect = _command(
         commands,
         "inspect",
@@ -157,6 +173,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("--advert", metavar="HEX", help="service data of an advert to open with it")
 
+
+def _add_tunnel_domain(commands: Any) -> None:
     domain = _command(
         commands,
         "tunnel-domain",
@@ -165,11 +183,13 @@ def make_parser() -> argparse.ArgumentParser:
         "headless-passkey tunnel-domain 0",
     )
     domain.add_argument("number", metavar="N", type=_number)
+
+
+def _add_completion(commands: Any) -> None:
     add_completion(commands, package="headless_passkey", program="headless-passkey")
-    return parser
 
 
-def _session_commands(commands: Any) -> None:
+def _add_session(commands: Any) -> None:
     """``session show|refresh|fetch|sign-out``: the commands for the session of a sign-in."""
     what = "use the session of a sign-in"
     session = commands.add_parser("session", help=what, description=what)
@@ -257,7 +277,7 @@ def _session(action: str) -> _Act:
     return command
 
 
-def _users_commands(commands: Any) -> None:
+def _add_users(commands: Any) -> None:
     """``users list|add|forget``: the commands for the users whom this device expects."""
     what = "list, add or forget the users whom this device expects at relying parties"
     users = commands.add_parser("users", help=what, description=what)
@@ -308,7 +328,7 @@ def _users(action: str) -> _Act:
     return command
 
 
-def _phones_commands(commands: Any) -> None:
+def _add_phones(commands: Any) -> None:
     """``phones list|rename|forget``: the commands for the linked phones."""
     what = "list, rename or forget the phones that this device is linked with, by `sign-in --link`"
     phones = commands.add_parser("phones", help=what, description=what)
@@ -523,18 +543,19 @@ def _ceremony_options(parser: SettingsParser) -> None:
 
 
 def _sign_in(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
-    return _ceremony(args, RequestKind.GET_ASSERTION)
+    return _ceremony(args, registers=False)
 
 
 def _register(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
-    return _ceremony(args, RequestKind.MAKE_CREDENTIAL)
+    return _ceremony(args, registers=True)
 
 
-def _ceremony(args: argparse.Namespace, kind: RequestKind) -> Coroutine[Any, Any, None]:
-    """Load and prepare a sign-in or registration. Imports are here, so that small commands load neither radio nor network."""
-    from headless_passkey.command.ceremony import Ceremony  # noqa: PLC0415
+def _ceremony(args: argparse.Namespace, *, registers: bool) -> Coroutine[Any, Any, None]:
+    """Load what a sign-in or registration begins with. Imports are here, so that small commands load neither radio nor network."""
+    from headless_passkey.command import sign_in  # noqa: PLC0415
 
-    return Ceremony(args, kind).run()
+    sign_in.check_options(args, registers=registers)
+    return sign_in.run(args, registers=registers)
 
 
 def _doctor(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
@@ -696,6 +717,8 @@ def _state(args: argparse.Namespace) -> Path:
 
 
 async def _inspect(args: argparse.Namespace) -> None:
+    from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl  # noqa: PLC0415
+
     url = FidoUrl.parse(await read_secret_line("-", limit=MAX_LENGTH))
     shown: dict[str, Any] = {
         "public_key": url.public_key.hex(),
@@ -714,7 +737,9 @@ async def _inspect(args: argparse.Namespace) -> None:
     out(json.dumps(shown))
 
 
-def _opened_advert(url: FidoUrl, advert: str) -> dict[str, Any]:
+def _opened_advert(url: "FidoUrl", advert: str) -> dict[str, Any]:
+    from headless_passkey.hybrid import eid  # noqa: PLC0415
+    from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain  # noqa: PLC0415
     from headless_passkey.radio.pipe import parse_advert_line  # noqa: PLC0415
 
     service_data = parse_advert_line(os.fsencode(advert)).service_data
@@ -736,6 +761,8 @@ def _opened_advert(url: FidoUrl, advert: str) -> dict[str, Any]:
 
 
 async def _tunnel_domain(args: argparse.Namespace) -> None:
+    from headless_passkey.hybrid.tunnel_url import tunnel_domain  # noqa: PLC0415
+
     try:
         out(tunnel_domain(args.number))
     except RemoteProtocolError as error:
@@ -811,3 +838,19 @@ def _url(text: str, *, schemes: tuple[str, ...] = WEB) -> BaseUrl:
         return BaseUrl.parse(text, schemes=schemes)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+_COMMANDS: Final[Mapping[str, Callable[[Any], None]]] = {
+    "join": _add_join,
+    "leave": _add_leave,
+    "status": _add_status,
+    "sign-in": _add_sign_in,
+    "register": _add_register,
+    "session": _add_session,
+    "users": _add_users,
+    "phones": _add_phones,
+    "doctor": _add_doctor,
+    "inspect": _add_inspect,
+    "tunnel-domain": _add_tunnel_domain,
+    "completion": _add_completion,
+}

@@ -43,7 +43,6 @@ from headless_passkey.process.streams import STDIN, read_some, talk
 from headless_passkey.text.json_text import without_mark
 from headless_passkey.text.names import name_of, printable
 from headless_passkey.text.secret_words import looks_secret, without_keys, without_secrets
-from headless_passkey.trust.fields import is_account
 
 DISTRIBUTION: Final = "headless-passkey"
 SHELLS: Final = ("bash", "zsh", "fish")
@@ -443,6 +442,8 @@ def expect_account_option(parser: Options) -> None:
 
 
 def _account(text: str) -> str:
+    from headless_passkey.trust.fields import is_account  # noqa: PLC0415  of those who join
+
     if not is_account(text):
         raise argparse.ArgumentTypeError("an account's id has 22 characters: letters, digits, - and _")
     return text

@@ -37,7 +37,7 @@ from headless_passkey.net.proven_http import open_session
 from headless_passkey.net.proxy import Way, sending
 from headless_passkey.net.tunnel import TunnelRefused, open_tunnel
 from headless_passkey.net.unreachable import unreachable
-from headless_passkey.rp.conduit import find_relying_party
+from headless_passkey.rp.finding import find_relying_party
 from headless_passkey.trust.signing import SoftwareSigningKey
 
 LIMIT: Final = 10.0  # seconds for one request

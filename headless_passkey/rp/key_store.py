@@ -63,17 +63,25 @@ class KeyStore:
 
     async def key(self, origin: str) -> SoftwareSigningKey:
         """Get the key for an origin; the first call makes it, once for all processes."""
+        key = self.kept(origin)
+        if key is None:
+            path = self.path(origin)
+            private_directory(self.state)
+            async with lock_within(path):
+                key = self.kept(origin)
+                if key is None:
+                    key = SoftwareSigningKey.generate()
+                    values = {"format": _FORMAT, "origin": origin, "key": base64url(key.to_bytes())}
+                    write_private(path, json.dumps(values, indent=1).encode())
+                    logger.info("made a key for a relying party")
+        return key
+
+    def kept(self, origin: str) -> SoftwareSigningKey | None:
+        """Get the key for an origin; None where none was made yet."""
         path = self.path(origin)
         kept = _read(path)
         if kept is None:
-            private_directory(self.state)
-            async with lock_within(path):
-                kept = _read(path)
-                if kept is None:
-                    kept = origin, SoftwareSigningKey.generate()
-                    values = {"format": _FORMAT, "origin": origin, "key": base64url(kept[1].to_bytes())}
-                    write_private(path, json.dumps(values, indent=1).encode())
-                    logger.info("made a key for a relying party")
+            return None
         if kept[0] != origin:
             raise _damaged(path)
         return kept[1]

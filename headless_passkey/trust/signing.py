@@ -17,7 +17,6 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.text.base64url import base64url
@@ -109,7 +108,10 @@ def parse_public_key(point: bytes) -> ec.EllipticCurvePublicKey:
 
 def uncompressed(key: ec.EllipticCurvePublicKey) -> bytes:
     """65 bytes: 0x04, X, Y."""
-    return key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    point = (
+        key.public_numbers()
+    )  # cryptography's serialization, which does the same, loads the formats of OpenSSH too
+    return b"\x04" + point.x.to_bytes(32, "big") + point.y.to_bytes(32, "big")
 
 
 def private_key(scalar: bytes) -> ec.EllipticCurvePrivateKey:

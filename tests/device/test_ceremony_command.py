@@ -13,7 +13,7 @@ SIGN_IN = ["sign-in", "--rp", "https://login.example", "--radio", "stdin"]
 
 
 def ceremony(*options: str) -> Ceremony:
-    return Ceremony(make_parser().parse_args([*SIGN_IN, *options]), RequestKind.GET_ASSERTION)
+    return Ceremony(make_parser().parse_args([*SIGN_IN, *options]), RequestKind.GET_ASSERTION, None)
 
 
 @pytest.mark.threat("T2")

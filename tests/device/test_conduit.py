@@ -20,7 +20,8 @@ from headless_passkey.errors import (
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProvenHttp, open_session
-from headless_passkey.rp.conduit import Conduit, find_relying_party
+from headless_passkey.rp.conduit import Conduit
+from headless_passkey.rp.finding import find_relying_party
 from headless_passkey.webauthn.options import Credential
 from tests.device.test_proven_http import KEY, Server, Step, answer, ok, problem, serving, talking_to
 
