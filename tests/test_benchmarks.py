@@ -202,19 +202,20 @@ async def test_linked_sign_ins_are_compared_with_what_they_need() -> None:
 
 
 def test_a_command_is_measured_until_its_end() -> None:
-    seconds, peak = device.process(sys.executable, "-c", "bytearray(64 << 20)")
+    seconds, peak, _ = device.process(sys.executable, "-c", "bytearray(64 << 20)")
     assert 0 < seconds < 20
     assert 64 << 20 < peak < 256 << 20
 
 
 async def test_a_command_is_measured_until_its_first_request() -> None:
-    seconds, peak = await device.until_first_request(sys.executable, "-c", device.FIRST_REQUEST)
+    seconds, peak, passed = await device.until_first_request(sys.executable, "-c", device.FIRST_REQUEST)
     assert 0 < seconds < 20
+    assert 0 < passed < 60
     assert 20 << 20 < peak < 256 << 20
 
 
 def test_a_row_of_memory_is_compared_too() -> None:
-    rows = device.rows_of("this", "that", [((0.2, 3 << 20), (0.1, 2 << 20))])
+    rows = device.rows_of("this", "that", [(device.Used(0.2, 3 << 20, 0), device.Used(0.1, 2 << 20, 0))])
     assert rows == [
         ("this: processor time", "200 ms", "that", "100 ms", "2.00", "at most 1.15: **no**"),
         ("this: memory at its peak", "3.0 MiB", "that", "2.0 MiB", "1.50", "at most 1.15: **no**"),
