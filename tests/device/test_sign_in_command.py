@@ -84,7 +84,7 @@ async def test_a_device_that_was_never_there_asks_nothing_before_it_has_looked_a
 def test_a_command_has_the_same_options_when_it_is_the_only_one_that_is_made() -> None:
     def helps(command: str = "") -> dict[str, str]:
         actions = make_parser(command)._subparsers._group_actions  # type: ignore[union-attr]
-        return {name: parser.format_help() for name, parser in actions[0].choices.items()}  # type: ignore[union-attr,attr-defined]
+        return {name: parser.format_help() for name, parser in actions[0].choices.items()}  # type: ignore[union-attr]
 
     together = helps()
     assert len(together) > 10
