@@ -255,11 +255,15 @@ async def test_the_page_is_shown_in_no_frame_and_gives_other_pages_nothing(
     await expect(visitor.page.get_by_text("Nobody asks for anything")).to_be_visible()
     other = await visitor.page.context.new_page()
 
+    given: list[str] = []
+
     async def evil(route: Route) -> None:
+        given.append((await route.request.all_headers()).get("cookie", ""))
         await route.fulfill(body=f"<iframe src='{page.origin}/'></iframe>", content_type="text/html")
 
     await other.route("http://127.0.0.1:1/", evil)
     await other.goto("http://127.0.0.1:1/", wait_until="load")
+    assert given[0].startswith("companion="), "which is why a cookie alone is nothing"
     assert [frame.url for frame in other.frames[1:]] == ["chrome-error://chromewebdata/"]
     calls = ["fetch(url + '/state?seen=', { credentials: 'include' })",
              "fetch(url + '/answer', { method: 'POST', credentials: 'include', body: '{}' })",
