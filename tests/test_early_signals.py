@@ -78,6 +78,10 @@ CALLS: Final = {
             "companion_push.companion.command",
         ),
     ),
+    "companion page": Call(
+        words=("companion_push", "companion", "page", "--listen", "127.0.0.1:0", "--state", "{folder}/state"),
+        modules=("companion_push.companion.command", "companion_push.companion.page.serving"),
+    ),
     "companion run --once": Call(
         words=("companion_push", "companion", "run", "--once", "--state", "{folder}/state"),
         modules=("companion_push.companion.command",),

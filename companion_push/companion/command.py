@@ -879,8 +879,14 @@ async def run(args: argparse.Namespace) -> None:
         raise outcomes.error
 
 
-async def page(args: argparse.Namespace) -> None:
-    # a web server, which no other command needs
+def page(args: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    """Load the page's server, which no other command needs; what is returned runs it."""
+    import companion_push.companion.page.serving  # noqa: F401, PLC0415
+
+    return _page(args)
+
+
+async def _page(args: argparse.Namespace) -> None:
     from companion_push.companion.page.asking import AtPage  # noqa: PLC0415
     from companion_push.companion.page.serving import link_to, serving_page  # noqa: PLC0415
     from companion_push.companion.page.sessions import Sessions  # noqa: PLC0415

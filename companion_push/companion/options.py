@@ -316,6 +316,7 @@ def _add_page(commands: Any) -> None:
         said_only=(True,),
         help="in place of serving: print a link that opens the page that runs, once and within 5 minutes, and end; a secret",
     )
+    page.set_defaults(waits=lambda args: not args.link)
 
 
 def _add_changes(commands: Any) -> None:
