@@ -52,15 +52,21 @@ class World:
         environment: Mapping[str, str] | None = None,
         behind: str | None = None,
         database: str | None = None,
+        programs: list[Program] | None = None,
     ) -> AsyncIterator["World"]:
         """Start the four servers: radio, tunnel service, relay, relying party.
 
         relay: the relay's command, or another program in its place. relying_party: further options. behind: ``host:port`` of a
         proxy for TLS, which the caller starts: it serves relay and relying party under /push and /passkeys. database: the relay's
-        store in PostgreSQL, in place of a file.
+        store in PostgreSQL, in place of a file. programs: an empty list, which gets each program as soon as it is started.
         """
         world = cls(
-            folder, on_line, make_certificate(folder), environment=environment or {}, database=database
+            folder,
+            on_line,
+            make_certificate(folder),
+            programs=[] if programs is None else programs,
+            environment=environment or {},
+            database=database,
         )
         tls = behind is None
         if behind is not None:
@@ -148,8 +154,8 @@ class World:
         ended, command = self.servers[name]
         self.programs.remove(ended)
         program = await self.run(name, *command)
-        await program.line()
         self.servers[name] = program, command
+        await program.line()
 
     async def account_code(self, account: str = ACCOUNT) -> str:
         """Make an account code, with which an account's first companion joins."""

@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,13 @@ from typing import Any, Final
 
 from programs import Program, ProgramFailed, event
 
+from companion_push.relay import redis_states
 from headless_passkey.errors import ExitStatus, HeadlessPasskeyError
-from tests.chaos.junction import Trouble, sockets
-from tests.chaos.plan import COMPANIONS, Fault, Kind, Plan, Round
-from tests.chaos.town import TIMEOUT, Heard, Town
+from postgres_store import database
+from tests.chaos.databases import Postgres, Redis
+from tests.chaos.junction import Trouble
+from tests.chaos.plan import COMPANIONS, WORKER, Deployment, Fault, Kind, Plan, Round
+from tests.chaos.town import TIMEOUT, WORKERS, Heard, Town
 from tests.end_to_end.household import Home, Session, copied, processes, put_back
 
 GRACE: Final = 45.0  # seconds after its deadline until a sign-in counts as hanging: what a slow machine needs to start and to end it
@@ -45,6 +48,10 @@ KEEP: Final[Mapping[str, Sequence[str]]] = {  # which programs that stay keep co
     "tunnel service": ("phone",),
 }
 KEPT: Final = 4  # connections that one of them keeps at the most
+KEPT_BY_PROCESS: Final = {  # and each process of a relay
+    "postgresql": database.CONNECTIONS + 1,  # one listens
+    "redis": redis_states.CONNECTIONS,
+}
 REMOVED: Final = ExitStatus.NOT_ENROLLED
 ADRIFT: Final = re.compile(r"^\..*\.[0-9a-f]{16}$")  # a private file that is being written
 
@@ -96,7 +103,7 @@ class Conductor:
 
     async def _round(self, one: Round) -> None:
         town = self.town
-        self._copy_store()
+        await self._copy_store()
         self._began, self._over, self._busy = len(town.heard), False, {}
         sessions_before = self._session_ids()
         faults = [fault for _, fault in one.faults]
@@ -184,7 +191,9 @@ class Conductor:
         if not await self._moment(fault):
             self.tally.missed += 1
             return
-        async with self._busy.setdefault(fault.target, asyncio.Lock()):
+        async with AsyncExitStack() as stack:
+            for name in self._touched(fault):
+                await stack.enter_async_context(self._busy.setdefault(name, asyncio.Lock()))
             self.tally.faults[fault.kind] += 1
             match fault.kind:
                 case Kind.KILL:
@@ -205,6 +214,14 @@ class Conductor:
                     await self._remove(fault)
                 case Kind.WITHHOLD:
                     await self._withhold(fault)
+                case Kind.LOSE:
+                    await self._lose(fault)
+
+    def _touched(self, fault: Fault) -> list[str]:
+        """The programs that only one fault at a time may end and start, always in the same order."""
+        if fault.kind is Kind.ROLL_BACK:
+            return sorted([*self.town.deployment.relays, *self.town.deployment.databases])
+        return [fault.target]
 
     async def _moment(self, fault: Fault) -> bool:
         """Wait for it; returns whether it came before the sign-ins were over."""
@@ -224,26 +241,27 @@ class Conductor:
         """The name under which a program of the plan runs."""
         return self.town.members.get(target, target)
 
-    def _program(self, target: str) -> Program | None:
-        """The program that a plan means, None where it does not run."""
-        if target in self.town.servers:
-            return self.town.servers[target][0]
-        if target in self.town.running:
-            return self.town.running[target]
-        return next((each for each in self.town.programs if each.name == target), None)
-
     async def _kill(self, fault: Fault) -> None:
-        program = self._program(fault.target)
-        if program is None:
+        if fault.target in self.town.databases:
+            await asyncio.to_thread(self.town.databases[fault.target].kill)
+        elif fault.target == WORKER:
+            _send(self.town.processes(WORKER), signal.SIGKILL)  # who keeps it starts another one
             return
-        program.kill()
-        await program.wait()
+        else:
+            program = self.town.program(fault.target)
+            if program is None:
+                return
+            program.kill()
+            await program.wait()
         await asyncio.sleep(fault.seconds)
         await self._back(fault.target)
 
     async def _back(self, target: str) -> None:
         """Start again what has ended, except for programs of one sign-in."""
-        if target in self.town.servers:
+        if target in self.town.databases:
+            if self.town.databases[target].pid is None:
+                await asyncio.to_thread(self.town.databases[target].start)
+        elif target in self.town.servers:
             if self.town.servers[target][0].process.returncode is not None:
                 await self.town.restart(target)
         elif target in self.town.running:
@@ -253,14 +271,21 @@ class Conductor:
                 await self.town.attend(target)
 
     async def _stop(self, fault: Fault) -> None:
-        program = self._program(fault.target)
-        if program is None:
-            return
-        _send(program, signal.SIGSTOP)
+        stopped = self.town.processes(fault.target)
+        _send(stopped, signal.SIGSTOP)
         try:
             await asyncio.sleep(fault.seconds)
         finally:
-            _send(program, signal.SIGCONT)
+            _send(stopped, signal.SIGCONT)
+
+    async def _lose(self, fault: Fault) -> None:
+        """Kill Redis, and let it begin with nothing."""
+        redis = self.town.databases["redis"]
+        assert isinstance(redis, Redis)
+        await asyncio.to_thread(redis.kill)
+        redis.empty()
+        await asyncio.sleep(fault.seconds)
+        await self._back("redis")
 
     async def _trouble(self, fault: Fault) -> None:
         junction, party = self.town.junctions[fault.server], self._member(fault.target)
@@ -280,17 +305,30 @@ class Conductor:
         junction.break_calls(party, swallowed_only=True)
 
     async def _fill(self, fault: Fault) -> None:
-        store = self.town.relay_store if fault.target == "relay" else self.town.relying_party_store
-        with _filled(store.parent):
+        postgres = self.town.databases.get("postgresql")
+        folders = {
+            "relay": self.town.relay_store.parent,
+            "relying party": self.town.relying_party_store.parent,
+            "postgresql": postgres.folder if isinstance(postgres, Postgres) else None,
+        }
+        folder = folders[fault.target]
+        assert folder is not None
+        with _filled(folder):
             await asyncio.sleep(fault.seconds)
 
     async def _roll_back(self, fault: Fault) -> None:
         copy = self._copies[max(0, len(self._copies) - 1 - int(fault.amount))]
-        await self._end_server("relay")
-        again = copy.with_suffix(".again")
-        shutil.copy(copy, again)
-        put_back(self.town.relay_store, again)
-        await self.town.restart("relay")
+        relays = self.town.deployment.relays
+        await asyncio.gather(*map(self._end_server, relays))
+        postgres = self.town.databases.get("postgresql")
+        if isinstance(postgres, Postgres):
+            await self._back("postgresql")
+            await asyncio.to_thread(postgres.put_back, copy)
+        else:
+            again = copy.with_suffix(".again")
+            shutil.copy(copy, again)
+            put_back(self.town.relay_store, again)
+        await asyncio.gather(*map(self.town.restart, relays))
 
     async def _end_server(self, name: str) -> None:
         program = self.town.servers[name][0]
@@ -321,6 +359,8 @@ class Conductor:
     async def _mend(self) -> None:
         """All programs run again, and nothing is wrong with links and clocks."""
         town = self.town
+        for name in town.databases:
+            await self._back(name)
         for name, (program, _) in [*town.servers.items()]:
             status = program.process.returncode
             if status is not None and status != KILLED:
@@ -375,9 +415,14 @@ class Conductor:
             if count > 1:
                 raise Broken(f"request {request} was answered {count} times")
         for request, by in opened.items():
-            lost = {"relay", *by} & {fault.target for fault in faults}  # where a claim may have been lost
-            if len(by) > 1 and not lost:
+            if len(by) > 1 and not any(self._may_lose_claim(fault, by) for fault in faults):
                 raise Broken(f"request {request} was opened by {sorted(by)}")
+
+    def _may_lose_claim(self, fault: Fault, by: set[str]) -> bool:
+        """Whether a claim may be another one's after a fault. Where relays share a database, it outlives each of them."""
+        if fault.target in by or fault.kind in (Kind.ROLL_BACK, Kind.LOSE):
+            return True
+        return fault.target == "relay" and self.town.deployment is Deployment.FILE
 
     def _session_ids(self) -> set[bytes]:
         """The sessions that the relying party keeps."""
@@ -413,6 +458,7 @@ class Conductor:
         """No connection but those of programs that stay, and no file."""
         for name in self.town.junctions:
             await self._until_none(partial(self._strange_calls, name))
+        await self._until_none(self._unfinished)
         adrift = [each for each in self._all_files() - self._files if ADRIFT.match(Path(each).name)]
         if (
             len(adrift) > self.tally.faults[Kind.KILL]
@@ -422,14 +468,24 @@ class Conductor:
     def _strange_calls(self, server: str) -> str:
         """The connections to a server that should not be there, for people."""
         kinds = KEEP.get(server, ())
+        most = KEPT
         keepers = {self._member(who) for who in self.town.running if who.partition(" ")[0] in kinds}
+        if server in KEPT_BY_PROCESS:
+            keepers = {*self.town.deployment.relays}
+            most = KEPT_BY_PROCESS[server] * WORKERS
         by = Counter(call.party for call in self.town.junctions[server].calls)
         strange = [
             f"{count} by {party or 'a program that has ended'}"
             for party, count in by.items()
-            if count > (KEPT if party in keepers else 0)
+            if count > (most if party in keepers else 0)
         ]
         return f"connections to the {server} are left, {', '.join(strange)}" if strange else ""
+
+    def _unfinished(self) -> str:
+        """What is open in PostgreSQL and should not be, for people."""
+        postgres = self.town.databases.get("postgresql")
+        count = postgres.unfinished() if isinstance(postgres, Postgres) else 0
+        return f"{count} transactions are open, and nobody goes on with them" if count else ""
 
     async def _until_none(self, left: Callable[[], str]) -> None:
         deadline = time.monotonic() + FORGOTTEN
@@ -443,11 +499,14 @@ class Conductor:
             str(each.relative_to(self.town.folder)) for each in self.town.folder.rglob("*") if each.is_file()
         )
 
-    def _copy_store(self) -> None:
+    async def _copy_store(self) -> None:
         number = len(self._copies)
-        copy = copied(self.town.relay_store)
         kept = self.town.folder / "clocks" / f"relay.{number}.copy"
-        shutil.move(copy, kept)
+        postgres = self.town.databases.get("postgresql")
+        if isinstance(postgres, Postgres):
+            await asyncio.to_thread(postgres.copy_to, kept)
+        else:
+            shutil.move(copied(self.town.relay_store), kept)
         self._copies.append(kept)
 
     # The end
@@ -460,14 +519,10 @@ class Conductor:
             if status not in (0, ExitStatus.INTERRUPTED):
                 raise Broken(f"{who} was asked to end, and ended with {status}: {program.said[-10:]}")
         for name, born in town.at_birth.items():
-            process = town.servers[name][0].process
 
-            def left(name: str = name, born: int = born, pid: int = process.pid) -> str:
-                return (
-                    f"the {name} has {sockets(pid)} sockets open, {born} when it began"
-                    if sockets(pid) > born
-                    else ""
-                )
+            def left(name: str = name, born: int = born) -> str:
+                now = town.sockets(name)
+                return f"the {name} has {now} sockets open, {born} when it began" if now > born else ""
 
             await self._until_none(left)
         for name in town.servers:
@@ -505,10 +560,10 @@ async def _one_more(device: Program, seconds: float) -> int:
     return int(ended["status"])
 
 
-def _send(program: Program, number: signal.Signals) -> None:
-    if program.process.returncode is None:
+def _send(processes: Sequence[int], number: signal.Signals) -> None:
+    for each in processes:
         with suppress(ProcessLookupError):
-            os.kill(program.process.pid, number)
+            os.kill(each, number)
 
 
 @contextmanager

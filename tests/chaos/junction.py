@@ -1,4 +1,4 @@
-"""A junction between the programs and one server: it carries TCP, and cuts, delays and swallows what one of the programs sends.
+"""A junction between the programs and one server, or several that do the same: it carries TCP, and cuts, delays and swallows what one of the programs sends.
 
 Who has connected is found in ``/proc``: the programs call a server by one address, as its clients do in the world, since their proofs and
 origins name it.
@@ -43,19 +43,20 @@ class _Call:
 
 @dataclass(slots=True)
 class Junction:
-    """In front of one server."""
+    """In front of one server, or of several that do the same, to which calls go in turn."""
 
     pids: Callable[[], Mapping[int, str]]  # the programs' names by process id
-    target: int = 0  # the server's port
+    targets: tuple[int, ...] = ()  # the servers' ports
     port: int = 0
     hci: bool = False  # what is carried is HCI, as to an emulated controller
     troubles: dict[str, Trouble] = field(default_factory=dict)  # by program
     calls: set[_Call] = field(default_factory=set)
+    _turn: int = 0  # calls that were made
 
     @classmethod
     @asynccontextmanager
     async def open(cls, pids: Callable[[], Mapping[int, str]]) -> AsyncIterator["Junction"]:
-        """Listen; set `target` before anybody calls."""
+        """Listen; set `targets` before anybody calls."""
         junction = cls(pids)
         carrying: set[asyncio.Task[None]] = set()
 
@@ -88,13 +89,24 @@ class Junction:
             party = "" if process is None else pids[process]
             if self._trouble(party).cut:
                 return
-            far, to_far = await asyncio.open_connection("127.0.0.1", self.target)
+            far, to_far = await self._reached()
         except OSError:  # the server is not there
             return
         else:
             await self._carry_both(_Call(party, (to_near, to_far)), near, far)
         finally:
             to_near.transport.abort()
+
+    async def _reached(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect with the server whose turn it is, or with the next that is there; `OSError` when none is."""
+        for _ in self.targets[1:]:
+            with suppress(OSError):
+                return await self._connected()
+        return await self._connected()
+
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        self._turn += 1
+        return await asyncio.open_connection("127.0.0.1", self.targets[self._turn % len(self.targets)])
 
     async def _carry_both(self, call: _Call, near: asyncio.StreamReader, far: asyncio.StreamReader) -> None:
         """Carry both directions, until both have ended or one breaks."""
@@ -199,6 +211,23 @@ def _descriptors(pid: int) -> list[str]:
     return found
 
 
-def sockets(pid: int) -> int:
-    """How many sockets a process has open."""
-    return sum(each.startswith("socket:") for each in _descriptors(pid))
+def sockets(*pids: int) -> int:
+    """How many sockets processes have open; one that several descriptors are of counts once."""
+    return len({each for pid in pids for each in _descriptors(pid) if each.startswith("socket:")})
+
+
+def family(*pids: int) -> dict[int, int]:
+    """These processes, and all that run and were started by one of them or by theirs; each with the one of `pids` it belongs to."""
+    born: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has ended
+                # the name of the program, in parentheses, may hold anything
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                born.setdefault(int(parent), []).append(int(entry.name))
+    found, waiting = {pid: pid for pid in pids}, [*pids]
+    for each in waiting:
+        for child in born.get(each, []):
+            found[child] = found[each]
+            waiting.append(child)
+    return found

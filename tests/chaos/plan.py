@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-SERVERS: Final = ("relay", "tunnel service", "relying party", "radio")
+SERVERS: Final = ("relay", "tunnel service", "relying party", "radio")  # of every deployment
+WORKER: Final = "worker"  # one of those that the second relay keeps
 COMPANIONS: Final = (1, 2, 1)  # of each home
 LINKED: Final = 2  # the home whose device is linked with its phone
 STAYS: Final = (
@@ -31,6 +32,27 @@ MOMENTS_LINKED: Final = ("begun", "prepared", "contacting", "channel-open", "req
 JUMPS: Final = (-86400.0, -3600.0, -90.0, 90.0, 3600.0, 86400.0)  # seconds
 
 
+class Deployment(StrEnum):
+    """What the relay is, and where it keeps what it knows."""
+
+    FILE = "file"  # one process on SQLite
+    POSTGRES = "postgres"  # two relays on one database, the second with two workers
+    REDIS = "redis"  # the same, with account states in Redis
+
+    @property
+    def relays(self) -> tuple[str, ...]:
+        return ("relay",) if self is Deployment.FILE else ("relay", "second relay")
+
+    @property
+    def databases(self) -> tuple[str, ...]:
+        """The servers that the relays call."""
+        return {
+            Deployment.FILE: (),
+            Deployment.POSTGRES: ("postgresql",),
+            Deployment.REDIS: ("postgresql", "redis"),
+        }[self]
+
+
 class Kind(StrEnum):
     """The kinds of faults."""
 
@@ -42,9 +64,10 @@ class Kind(StrEnum):
     DEAFEN = "deafen"  # a device's controller hears no advert
     FILL = "fill"  # the file system of a server's store is full
     JUMP = "jump"  # a program's clock is wrong
-    ROLL_BACK = "roll-back"  # the relay's store is an old copy
+    ROLL_BACK = "roll-back"  # the store of the relay, or of all relays, is an old copy
     REMOVE = "remove"  # a companion is taken out of the ring
     WITHHOLD = "withhold"  # the relay shows devices neither the newest ring nor any word
+    LOSE = "lose"  # Redis is killed, and begins with nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +102,7 @@ class Plan:
 
     seed: int
     rounds: tuple[Round, ...]
+    deployment: Deployment = Deployment.FILE
 
     @property
     def faults(self) -> tuple[int, ...]:
@@ -99,17 +123,17 @@ class Plan:
         return replace(self, rounds=tuple(each for each in self.rounds if each.number <= number))
 
 
-def make_plan(seed: int, rounds: int) -> Plan:
-    """The plan of a seed. A longer plan begins with the shorter ones."""
+def make_plan(seed: int, rounds: int, deployment: Deployment = Deployment.FILE) -> Plan:
+    """The plan of a seed for a deployment. A longer plan begins with the shorter ones."""
     # of a generator only `random` gives the same numbers in each version of Python
     dice, made, count = _Dice(random.Random(seed)), [], 0  # noqa: S311  no secret
     for number in range(rounds):
         faults = []
         for _ in range(1 + dice.below(MOST_FAULTS)):
-            faults.append((count, _fault(dice)))
+            faults.append((count, _fault(dice, deployment)))
             count += 1
         made.append(Round(number=number, faults=tuple(faults)))
-    return Plan(seed=seed, rounds=tuple(made))
+    return Plan(seed=seed, rounds=tuple(made), deployment=deployment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,26 +152,34 @@ _KINDS: Final = (
     *([Kind.KILL] * 4 + [Kind.STOP] * 4 + [Kind.CUT] * 4 + [Kind.DELAY] * 3 + [Kind.SWALLOW] * 2),
     *([Kind.DEAFEN] + [Kind.FILL] * 2 + [Kind.JUMP] * 2 + [Kind.ROLL_BACK, Kind.REMOVE, Kind.WITHHOLD]),
 )
+_KINDS_OF: Final = {
+    Deployment.FILE: _KINDS,
+    Deployment.POSTGRES: _KINDS,
+    Deployment.REDIS: (*_KINDS, Kind.LOSE),
+}
 
 
-def _fault(dice: _Dice) -> Fault:
-    kind, home = _KINDS[dice.below(len(_KINDS))], dice.below(len(COMPANIONS))
+def _fault(dice: _Dice, deployment: Deployment) -> Fault:
+    kinds = _KINDS_OF[deployment]
+    kind, home = kinds[dice.below(len(kinds))], dice.below(len(COMPANIONS))
     server, amount = "", 0.0
+    several = deployment is not Deployment.FILE
+    behind = [*deployment.relays, *([WORKER] if several else []), *deployment.databases]
     match kind:
-        case Kind.KILL | Kind.STOP | Kind.JUMP:
-            servers = [each for each in SERVERS if kind is not Kind.JUMP or each != "radio"]
-            target = dice.one_of([*servers, *_programs(home)])
-            if kind is Kind.JUMP:
-                amount = JUMPS[dice.below(len(JUMPS))]
+        case Kind.KILL | Kind.STOP:
+            target = dice.one_of([*behind, *SERVERS[1:], *_programs(home)])
+        case Kind.JUMP:
+            target = dice.one_of([*deployment.relays, *SERVERS[1:3], *_programs(home)])
+            amount = JUMPS[dice.below(len(JUMPS))]
         case Kind.CUT | Kind.DELAY | Kind.SWALLOW:
-            target = dice.one_of(_programs(home))
-            server = dice.one_of(_servers_of(target))
+            target = dice.one_of([*_programs(home), *(deployment.relays if several else ())])
+            server = dice.one_of(deployment.databases if target in deployment.relays else _servers_of(target))
             if kind is Kind.DELAY:
                 amount = (1 + dice.below(8)) / 10
         case Kind.DEAFEN:
             target, server = f"device {home}", "radio"
         case Kind.FILL:
-            target = dice.one_of(("relay", "relying party"))
+            target = dice.one_of(("postgresql" if several else "relay", "relying party"))
         case Kind.ROLL_BACK:
             target, amount = "relay", float(dice.below(ROUNDS_KEPT))
         case Kind.REMOVE:
@@ -155,6 +187,8 @@ def _fault(dice: _Dice) -> Fault:
             target = f"companion {home}.1"
         case Kind.WITHHOLD:
             target = "relay"
+        case Kind.LOSE:
+            target = "redis"
     moment = dice.one_of(MOMENTS_LINKED if home == LINKED else MOMENTS)
     if kind is Kind.REMOVE:
         moment = "claimed"

@@ -4,6 +4,7 @@
     python -m tests.chaos.run --seed 7 --sign-ins 60        another one, fewer
     python -m tests.chaos.run --short                       about a minute
     python -m tests.chaos.run --seed 7 --faults 3,17        those faults of the plan alone
+    python -m tests.chaos.run --deployment redis            two relays on PostgreSQL and Redis
 
 A run that fails prints its seed and the shortest part of its plan that was found to fail as well.
 """
@@ -25,7 +26,8 @@ from programs import ProgramFailed
 
 from headless_passkey.errors import HeadlessPasskeyError
 from tests.chaos.conductor import Broken, Conductor, Tally
-from tests.chaos.plan import COMPANIONS, Kind, Plan, make_plan
+from tests.chaos.databases import missing
+from tests.chaos.plan import COMPANIONS, Deployment, Kind, Plan, make_plan
 from tests.chaos.shrink import shrink
 from tests.chaos.town import Town
 
@@ -35,6 +37,7 @@ SHORT: Final = 16  # sign-ins
 SHORT_SEED: Final = 1249  # nine kinds of faults in four rounds
 PER_ROUND: Final = len(COMPANIONS) + 1  # sign-ins: each home, and one more when the faults are over
 MARKER: Final = "HEADLESS_PASSKEY_CHAOS"
+NOT_RUN: Final = 77  # the exit status where a deployment cannot be had here
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ async def run(plan: Plan, *, verbose: bool, log: Path | None = None) -> Outcome:
         try:
             async with Town.found(
                 Path(name),
+                plan.deployment,
                 marker=marker,
                 on_line=lambda who, line: print(
                     f"{time.monotonic():.2f} {who}: {line}", file=file, flush=True
@@ -75,7 +79,9 @@ async def run(plan: Plan, *, verbose: bool, log: Path | None = None) -> Outcome:
 
 def report(plan: Plan, outcome: Outcome, seconds: float) -> None:
     tally = outcome.tally
-    print(f"{tally.sign_ins} sign-ins in {len(plan.rounds)} rounds of seed {plan.seed}, {seconds:.0f} s")
+    print(
+        f"{tally.sign_ins} sign-ins in {len(plan.rounds)} rounds of seed {plan.seed} with {plan.deployment}, {seconds:.0f} s"
+    )
     for title, counts in (("ended", tally.ends), ("faults", tally.faults)):
         print(f"  {title}: " + ", ".join(f"{count} {what}" for what, count in counts.most_common()))
     print(f"  faults whose moment did not come: {tally.missed}")
@@ -103,6 +109,13 @@ def main(words: list[str]) -> int:
         "--sign-ins", type=int, default=SIGN_INS, metavar="N", help="about so many (default: %(default)s)"
     )
     parser.add_argument("--short", action="store_true", help=f"{SHORT} sign-ins: about a minute")
+    parser.add_argument(
+        "--deployment",
+        choices=[each.value for each in Deployment],
+        default=Deployment.FILE.value,
+        help="file: one relay on SQLite (default). postgres: two relays on PostgreSQL, the second with two workers. redis: the "
+        "same, with account states in Redis",
+    )
     parser.add_argument("--faults", metavar="N,N", help="these faults of the plan alone")
     parser.add_argument(
         "--shrink-seconds",
@@ -116,7 +129,8 @@ def main(words: list[str]) -> int:
     args = parser.parse_args(words)
     sign_ins = SHORT if args.short else args.sign_ins
     seed = args.seed if args.seed is not None else SHORT_SEED if args.short else SEED
-    plan = make_plan(seed, -(-sign_ins // PER_ROUND))
+    deployment = Deployment(args.deployment)
+    plan = make_plan(seed, -(-sign_ins // PER_ROUND), deployment)
     if args.faults:
         plan = plan.only(map(int, args.faults.split(",")))
     if args.plan:
@@ -124,6 +138,10 @@ def main(words: list[str]) -> int:
             for number, fault in each.faults:
                 print(f"round {each.number}, fault {number}: {fault}")
         return 0
+    lacking = missing(deployment)
+    if lacking is not None:
+        print(f"not run: {lacking}")
+        return NOT_RUN
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # as Ctrl-C: all is undone
     outcome = asyncio.run(run(plan, verbose=True, log=args.log))
@@ -136,9 +154,9 @@ def main(words: list[str]) -> int:
     numbers: Sequence[int] = failing.faults
     if args.shrink_seconds > 0 and len(numbers) > 1:
         numbers = asyncio.run(shortest(plan, numbers, args.shrink_seconds))
-    print(
-        f'\nagain: make chaos CHAOS="--seed {plan.seed} --sign-ins {sign_ins} --faults {",".join(map(str, numbers))}"'
-    )
+    where = "" if deployment is Deployment.FILE else f"--deployment {deployment} "
+    faults = ",".join(map(str, numbers))
+    print(f'\nagain: make chaos CHAOS="{where}--seed {plan.seed} --sign-ins {sign_ins} --faults {faults}"')
     return 1
 
 

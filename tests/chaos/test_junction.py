@@ -3,13 +3,15 @@
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
 
-from tests.chaos.junction import Junction, Trouble, caller
+from tests.chaos.junction import Junction, Trouble, caller, family
 
 ME = "this test"
 
@@ -48,7 +50,7 @@ async def echo() -> AsyncIterator[Echo]:
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server:
-            junction.target = server.sockets[0].getsockname()[1]
+            junction.targets = (server.sockets[0].getsockname()[1],)
             yield one
 
 
@@ -125,7 +127,7 @@ async def test_a_deaf_host_gets_everything_but_adverts(echo: Echo) -> None:
 async def test_a_server_that_is_not_there_breaks_the_call(echo: Echo) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        echo.junction.target = nobody.getsockname()[1]
+        echo.junction.targets = (nobody.getsockname()[1],)
         async with echo.call() as (reader, _):
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
                 await reader.readexactly(1)
@@ -137,3 +139,41 @@ async def test_a_caller_of_another_process_is_nobody(echo: Echo) -> None:
         assert caller(port, echo.junction.port, {os.getpid(): ME}) == os.getpid()
         assert caller(port, echo.junction.port, {1 << 22: ME}) is None
         assert caller(port, 1, {os.getpid(): ME}) is None
+
+
+async def test_calls_go_to_each_server_in_turn_and_past_one_that_is_not_there(echo: Echo) -> None:
+    called = []
+    async with AsyncExitStack() as stack:
+        for name in "ab":
+
+            def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str = name) -> None:
+                called.append(name)
+                writer.write(b"!")
+                writer.close()
+
+            server = await stack.enter_async_context(await asyncio.start_server(serve, "127.0.0.1", 0))
+            echo.junction.targets += (server.sockets[0].getsockname()[1],)
+        nobody = stack.enter_context(socket.socket())
+        nobody.bind(("127.0.0.1", 0))
+        echo.junction.targets = (*echo.junction.targets[1:], nobody.getsockname()[1])
+        for _ in range(6):
+            async with echo.call() as (reader, _writer):
+                assert await reader.read() == b"!"
+    assert sorted(set(called)) == ["a", "b"]
+
+
+def test_a_process_and_what_it_has_started_are_a_family() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import subprocess; subprocess.Popen(['cat']); print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        first.stdout.readline()
+        found = family(first.pid)
+        assert next(iter(found)) == first.pid
+        assert len(found) == 2
+        assert set(found.values()) == {first.pid}
+        assert set(found) < set(family(os.getpid()))
+        first.stdin.close()

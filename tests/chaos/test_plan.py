@@ -1,5 +1,6 @@
 """A plan follows from its seed alone, and what is left of a shrunk one is a part of it."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,8 @@ from tests.chaos.plan import (
     MOST_FAULTS,
     MOST_SECONDS,
     SERVERS,
+    WORKER,
+    Deployment,
     Fault,
     Kind,
     make_plan,
@@ -19,11 +22,12 @@ from tests.chaos.run import PER_ROUND, SHORT, SHORT_SEED
 
 seeds = st.integers(min_value=0, max_value=2**64)
 rounds = st.integers(min_value=0, max_value=40)
+deployments = st.sampled_from(Deployment)
 
 
-@given(seeds, rounds)
-def test_a_seed_has_one_plan(seed: int, number: int) -> None:
-    assert make_plan(seed, number) == make_plan(seed, number)
+@given(seeds, rounds, deployments)
+def test_a_seed_has_one_plan(seed: int, number: int, deployment: Deployment) -> None:
+    assert make_plan(seed, number, deployment) == make_plan(seed, number, deployment)
 
 
 def test_it_is_the_same_plan_on_each_machine() -> None:
@@ -40,25 +44,28 @@ def test_two_seeds_have_two_plans() -> None:
     assert len({make_plan(seed, 3).rounds for seed in range(50)}) == 50
 
 
-@given(seeds, rounds, rounds)
-def test_a_longer_plan_begins_with_the_shorter_one(seed: int, one: int, other: int) -> None:
+@given(seeds, rounds, rounds, deployments)
+def test_a_longer_plan_begins_with_the_shorter_one(
+    seed: int, one: int, other: int, deployment: Deployment
+) -> None:
     shorter, longer = sorted((one, other))
-    assert make_plan(seed, longer).rounds[:shorter] == make_plan(seed, shorter).rounds
+    assert make_plan(seed, longer, deployment).rounds[:shorter] == make_plan(seed, shorter, deployment).rounds
 
 
-@given(seeds)
-def test_every_fault_can_be_made(seed: int) -> None:
-    plan = make_plan(seed, 20)
+@given(seeds, deployments)
+def test_every_fault_can_be_made(seed: int, deployment: Deployment) -> None:
+    plan = make_plan(seed, 20, deployment)
     assert plan.faults == tuple(range(len(plan.faults)))
     for each in plan.rounds:
         assert 1 <= len(each.faults) <= MOST_FAULTS
         for _, fault in each.faults:
-            check(fault)
+            check(fault, deployment)
 
 
-def check(fault: Fault) -> None:
+def check(fault: Fault, deployment: Deployment) -> None:
     kind, _, place = fault.target.partition(" ")
-    if fault.target not in SERVERS:
+    behind = {*deployment.relays, *deployment.databases, *([WORKER] if deployment.databases else [])}
+    if fault.target not in {*SERVERS, *behind}:
         home, _, companion = place.partition(".")
         assert int(home) == fault.home, "the home that is watched is the one that it concerns"
         assert kind in ("device", "companion", "phone")
@@ -68,11 +75,26 @@ def check(fault: Fault) -> None:
     assert 0 < fault.seconds <= MOST_SECONDS
     is_link = fault.kind in (Kind.CUT, Kind.DELAY, Kind.SWALLOW, Kind.DEAFEN)
     assert bool(fault.server) == is_link
+    assert (fault.server in deployment.databases) == (is_link and fault.target in deployment.relays)
     assert (fault.amount == 0) or fault.kind in (Kind.JUMP, Kind.DELAY, Kind.ROLL_BACK)
 
 
-def test_every_kind_comes() -> None:
-    assert {fault.kind for each in make_plan(1, 200).rounds for _, fault in each.faults} == set(Kind)
+@pytest.mark.parametrize("deployment", Deployment)
+def test_every_kind_comes(deployment: Deployment) -> None:
+    kinds = {fault.kind for each in make_plan(1, 200, deployment).rounds for _, fault in each.faults}
+    assert kinds == set(Kind) - (set() if deployment is Deployment.REDIS else {Kind.LOSE})
+
+
+@pytest.mark.parametrize("deployment", Deployment)
+def test_all_that_runs_is_killed(deployment: Deployment) -> None:
+    killed = {
+        fault.target
+        for each in make_plan(1, 400, deployment).rounds
+        for _, fault in each.faults
+        if fault.kind is Kind.KILL
+    }
+    assert killed >= {*SERVERS, *deployment.relays, *deployment.databases}
+    assert (WORKER in killed) == (deployment is not Deployment.FILE)
 
 
 def test_the_short_run_has_most_kinds() -> None:

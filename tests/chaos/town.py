@@ -5,18 +5,23 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from programs import Program, event
+from programs import Program, ProgramFailed, event
 from world import World
 
+from headless_passkey.errors import ExitStatus
 from headless_passkey.trust.ring import Role
-from tests.chaos.junction import Junction, sockets
-from tests.chaos.plan import COMPANIONS, HOMES, LINKED, SERVERS, STAYS
+from tests.chaos import databases
+from tests.chaos.databases import Database, Postgres, Redis
+from tests.chaos.junction import Junction, family, sockets
+from tests.chaos.plan import COMPANIONS, HOMES, LINKED, SERVERS, STAYS, WORKER, Deployment
 from tests.end_to_end.household import Home
 
 STORE_SIZE: Final = 16  # MiB of the file system of a store
@@ -24,6 +29,8 @@ CLOCKS: Final = Path(__file__).parent / "jumping_clock"
 DEVICE: Final = Path(__file__).parent / "device.py"
 TIMEOUT: Final = 12  # seconds that a sign-in may take
 SMALL: Final = frozenset({"relay", "relying party"})  # servers whose store is on a small file system
+WORKERS: Final = 2  # of the second relay
+SERVED: Final = 60.0  # seconds until a relay has begun whose database is back, even on a busy machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,24 +62,45 @@ class Town(World):
     heard: list[Heard] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)  # there is more in `heard`
     at_birth: dict[str, int] = field(default_factory=dict)  # sockets of a server before anybody called
+    deployment: Deployment = Deployment.FILE
+    databases: dict[str, Database] = field(default_factory=dict)  # that the relays call, by name
     has_small: bool = False  # whether the stores are on file systems that can be filled
 
     @classmethod
     @asynccontextmanager
     async def found(
-        cls, folder: Path, *, marker: tuple[str, str], on_line: Callable[[str, str], None]
+        cls,
+        folder: Path,
+        deployment: Deployment,
+        *,
+        marker: tuple[str, str],
+        on_line: Callable[[str, str], None],
     ) -> AsyncIterator["Town"]:
         """Start the servers and the homes, whose passkeys are registered. marker: stands in the environment of every program."""
         towns: list[Town] = []
+        programs: list[Program] = []
 
         def pids() -> dict[int, str]:
-            return {each.process.pid: each.name for town in towns for each in town.programs}
+            names = {each.process.pid: each.name for each in programs}
+            return {pid: names[first] for pid, first in family(*names).items()}
 
         async with AsyncExitStack() as stack:
             small = [stack.enter_context(small_file_system(folder / store)) for store in SMALL]
-            junctions = {name: await stack.enter_async_context(Junction.open(pids)) for name in SERVERS}
+            names = (*SERVERS, *deployment.databases)
+            junctions = {name: await stack.enter_async_context(Junction.open(pids)) for name in names}
             junctions["radio"].hci = True
             url = {name: f"https://localhost:{each.port}" for name, each in junctions.items()}
+            begun: dict[str, Database] = {}
+            if "postgresql" in deployment.databases:
+                place, is_small = stack.enter_context(postgres_folder())
+                small.append(is_small)
+                begun["postgresql"] = await asyncio.to_thread(Postgres, place)
+                stack.callback(begun["postgresql"].end)
+            if "redis" in deployment.databases:
+                begun["redis"] = await asyncio.to_thread(Redis)
+                stack.callback(begun["redis"].end)
+            for name, database in begun.items():
+                junctions[name].targets = (database.port,)
 
             def line(name: str, text: str) -> None:
                 on_line(name, text)
@@ -80,23 +108,30 @@ class Town(World):
                     town.hear(name, text)
 
             (folder / "clocks").mkdir()
+            states = ("--states", f"redis://127.0.0.1:{junctions['redis'].port}") if "redis" in begun else ()
             town = await stack.enter_async_context(
                 cls.start(
                     folder,
                     on_line=line,
-                    relay=("companion-push", "relay", "--public-url", url["relay"]),
+                    relay=("companion-push", "relay", "--public-url", url["relay"], *states),
                     relying_party=("--public-url", url["relying party"]),
                     environment={marker[0]: marker[1], "PYTHONPATH": str(CLOCKS)},
+                    database=_reached(begun, junctions),
+                    programs=programs,
                 )
             )
             assert isinstance(town, Town)
             towns.append(town)
             town.junctions, town.has_small = junctions, all(small)
-            for name, junction in junctions.items():
-                if name != "radio":
-                    junction.target = town.port(name)
-                    town.at_birth[name] = sockets(town.servers[name][0].process.pid)
-            junctions["radio"].target = int(town.radio.rpartition(":")[2])
+            town.deployment, town.databases = deployment, begun
+            for name in deployment.relays[1:]:
+                _, words = town.servers["relay"]
+                await town.serve(name, *words[:-2], "--workers", str(WORKERS), tls=False)
+            for name in SERVERS[:-1]:
+                served = deployment.relays if name == "relay" else (name,)
+                junctions[name].targets = tuple(map(town.port, served))
+                town.at_birth |= {each: town.sockets(each) for each in served}
+            junctions["radio"].targets = (int(town.radio.rpartition(":")[2]),)
             town.relay, town.relying_party = url["relay"], url["relying party"]
             town.tunnel = (
                 f"{town.tunnel.partition('=')[0]}=wss://localhost:{junctions['tunnel service'].port}"
@@ -105,6 +140,46 @@ class Town(World):
             for number in HOMES:
                 await town._settle(number)
             yield town
+
+    def processes(self, target: str) -> list[int]:
+        """The processes of a program or a database that runs, the first one first; of a worker, its own."""
+        if target == WORKER:
+            return self.processes(self.deployment.relays[-1])[1:2]
+        program = self.program(target)
+        if target in self.databases:
+            pid = self.databases[target].pid
+        elif program is not None and program.process.returncode is None:
+            pid = program.process.pid
+        else:
+            pid = None
+        return [] if pid is None else [*family(pid)]
+
+    def program(self, target: str) -> Program | None:
+        """The program that a plan means, None where it does not run."""
+        if target in self.servers:
+            return self.servers[target][0]
+        if target in self.running:
+            return self.running[target]
+        return next((each for each in self.programs if each.name == target), None)
+
+    def sockets(self, server: str) -> int:
+        """How many sockets a server has open, but for those to databases, which it keeps."""
+        kept = sum(
+            call.party == server for name in self.deployment.databases for call in self.junctions[name].calls
+        )
+        return sockets(*self.processes(server)) - kept
+
+    async def restart(self, name: str) -> None:
+        """Start an ended server again; a relay whose database is not back again and again, as a service manager does."""
+        deadline = time.monotonic() + SERVED
+        while True:
+            try:
+                return await super().restart(name)
+            except ProgramFailed:
+                status = self.servers[name][0].process.returncode
+                if not self.databases or status != ExitStatus.TRANSPORT or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.5)
 
     async def _settle(self, number: int) -> None:
         """Found a home, register its passkey, and start its companions and its phone."""
@@ -208,12 +283,30 @@ class Town(World):
             file.write(struct.pack("=d", ahead))
 
 
+def _reached(begun: Mapping[str, Database], junctions: Mapping[str, Junction]) -> str | None:
+    """Where relays find their database, None where they have a file."""
+    postgres = begun.get("postgresql")
+    return postgres.reached_at(junctions["postgresql"].port).uri if isinstance(postgres, Postgres) else None
+
+
 @contextmanager
-def small_file_system(folder: Path) -> Iterator[bool]:
-    """Make `folder` a small file system of its own; yields whether that is allowed here, else it is a folder like others."""
+def postgres_folder() -> Iterator[tuple[Path, bool]]:
+    """A folder that the user of PostgreSQL can reach, on a file system of its own; yields whether that is small, too."""
+    outer = Path(tempfile.mkdtemp(prefix="chaos-postgres-"))
+    try:
+        outer.chmod(0o711)
+        with small_file_system(outer / "server", size=databases.SMALL) as is_small:
+            yield outer / "server", is_small
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+@contextmanager
+def small_file_system(folder: Path, *, size: int = STORE_SIZE) -> Iterator[bool]:
+    """Make `folder` a small file system of its own; yields whether that is allowed here, else it is a folder like others. size: MiB."""
     folder.mkdir(mode=0o700)
     mounting = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={STORE_SIZE}m,mode=0700", "tmpfs", folder],
+        ["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=0700", "tmpfs", folder],
         capture_output=True,
         check=False,
     )

@@ -36,10 +36,10 @@ of_one_process = pytest.mark.skipif(ON_POSTGRES, reason="several processes may s
 class PostgresServer:
     """A private server, in a folder of its own."""
 
-    def __init__(self, *, durable: bool = False) -> None:
-        """durable: whether a commit waits for the disk."""
-        self._fsync = "on" if durable else "off"
-        self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    def __init__(self, *, durable: bool = False, folder: Path | None = None, settings: str = "") -> None:
+        """durable: whether a commit waits for the disk. folder: which is there, and empty. settings: further ``-c NAME=VALUE``."""
+        self._settings = f"-c fsync={'on' if durable else 'off'} {settings}"
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="postgres-"))
         self.port = reserved_port()
         self._databases: dict[Path, str] = {}
         self._as_user: list[str] = []
@@ -53,12 +53,12 @@ class PostgresServer:
             migrate(connection)
 
     def call(self, program: str, *words: str) -> None:
-        command = [*self._as_user, _program(program), "-D", str(self.folder / "data"), *words]
+        command = [*self._as_user, postgres_program(program), "-D", str(self.folder / "data"), *words]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
     def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync={self._fsync} -c max_connections=400"
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=400 {self._settings}"
         self.call("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
 
     def stop(self, how: str = "fast") -> None:
@@ -82,7 +82,7 @@ class PostgresServer:
         return query(self.url(database), statement)
 
 
-def _program(name: str) -> str:
+def postgres_program(name: str) -> str:
     """PostgreSQL's own programs are not in the PATH on Debian."""
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[4]))
     return str(found[-1]) if found else name
@@ -90,7 +90,7 @@ def _program(name: str) -> str:
 
 def is_installed() -> bool:
     """Whether PostgreSQL is there."""
-    return shutil.which(_program("initdb")) is not None
+    return shutil.which(postgres_program("initdb")) is not None
 
 
 def postgres() -> PostgresServer:
