@@ -5,7 +5,7 @@ origins name it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,11 +194,14 @@ def caller(port: int, to: int, pids: Mapping[int, str]) -> int | None:
 
 
 def _socket(port: int, to: int) -> str | None:
+    return next((socket for socket, near, far in _connections() if (near, far) == (port, to)), None)
+
+
+def _connections() -> Iterator[tuple[str, int, int]]:
+    """The sockets of TCP, as descriptors name them, with the ports of both ends."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, near, far, *rest = line.split()
-        if int(near.rpartition(":")[2], 16) == port and int(far.rpartition(":")[2], 16) == to:
-            return f"socket:[{rest[6]}]"
-    return None
+        yield f"socket:[{rest[6]}]", int(near.rpartition(":")[2], 16), int(far.rpartition(":")[2], 16)
 
 
 def _descriptors(pid: int) -> list[str]:
@@ -211,9 +214,10 @@ def _descriptors(pid: int) -> list[str]:
     return found
 
 
-def sockets(*pids: int) -> int:
-    """How many sockets processes have open; one that several descriptors are of counts once."""
-    return len({each for pid in pids for each in _descriptors(pid) if each.startswith("socket:")})
+def sockets(*pids: int, but_to: Collection[int] = ()) -> int:
+    """How many sockets processes have open; one that several descriptors are of counts once. but_to: not those to these ports."""
+    left_out = {socket for socket, _, far in _connections() if far in but_to}
+    return len({each for pid in pids for each in _descriptors(pid) if each.startswith("socket:")} - left_out)
 
 
 def family(*pids: int) -> dict[int, int]:

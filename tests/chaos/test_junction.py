@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.chaos.junction import Junction, Trouble, caller, family
+from tests.chaos.junction import Junction, Trouble, caller, family, sockets
 
 ME = "this test"
 
@@ -177,3 +177,13 @@ def test_a_process_and_what_it_has_started_are_a_family() -> None:
         assert set(found.values()) == {first.pid}
         assert set(found) < set(family(os.getpid()))
         first.stdin.close()
+
+
+async def test_a_socket_counts_once_and_not_where_its_far_end_is_left_out(echo: Echo) -> None:
+    async with echo.call() as (_, writer):
+        port, me = echo.junction.port, os.getpid()
+        before = sockets(me)
+        again = os.dup(writer.get_extra_info("socket").fileno())
+        assert sockets(me) == before
+        assert sockets(me, but_to={port}) == before - 1
+        os.close(again)

@@ -163,11 +163,9 @@ class Town(World):
         return next((each for each in self.programs if each.name == target), None)
 
     def sockets(self, server: str) -> int:
-        """How many sockets a server has open, but for those to databases, which it keeps."""
-        kept = sum(
-            call.party == server for name in self.deployment.databases for call in self.junctions[name].calls
-        )
-        return sockets(*self.processes(server)) - kept
+        """How many sockets a server has open, but for those to databases, which it keeps for the next transaction."""
+        to_databases = {self.junctions[name].port for name in self.databases}
+        return sockets(*self.processes(server), but_to=to_databases)
 
     async def restart(self, name: str) -> None:
         """Start an ended server again; a relay whose database is not back again and again, as a service manager does."""
