@@ -43,6 +43,8 @@ from aiohttp import web
 from companion_push.cli import main as companion_push
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
+from companion_push.relay.store_place import StorePlace
+from companion_push.relay.stores import open_store
 from headless_passkey.account import enrolment
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.client_platform import QrTransaction
@@ -94,6 +96,15 @@ class RogueRelay:
         self._envelopes: dict[str, str] = {}  # the newest, by recipient
         self._opened: list[dict[str, Any]] = []
 
+    async def recall(self, place: StorePlace) -> None:
+        """Read the rings in the store, as any operator can: a relay that cheats may have been honest before."""
+        async with open_store(place) as store:
+            rows = await store.transact(
+                lambda db: db.execute("SELECT document FROM rings ORDER BY account, version").fetchall()
+            )
+        for (document,) in rows:
+            self._follow(document)
+
     async def cheat(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The middleware in front of the real relay."""
         if request.path == "/v1/inbox/stream":
@@ -144,17 +155,20 @@ class RogueRelay:
 
     def _remember(self, request: web.Request, body: dict[str, Any]) -> None:
         if isinstance(body.get("ring"), str):
-            document = from_base64url(body["ring"])
-            grow: list[Callable[[bytes], Ring]] = [Ring.parse_founding]
-            grow += [partial(ring.extend, now=time.time()) for ring in self._rings.values()]
-            for parse in grow:
-                with suppress(HeadlessPasskeyError):  # another account's ring, or one that we have already
-                    ring = parse(document)
-                    self._earlier[ring.account] = self._rings.get(ring.account, ring)
-                    self._rings[ring.account] = ring
-                    break
+            self._follow(from_base64url(body["ring"]))
         if request.path.startswith("/v1/requests/") and "envelopes" in body:
             self._envelopes = {envelope["to"]: envelope["sealed"] for envelope in body["envelopes"]}
+
+    def _follow(self, document: bytes) -> None:
+        """Keep a ring as the newest of its account."""
+        grow: list[Callable[[bytes], Ring]] = [Ring.parse_founding]
+        grow += [partial(ring.extend, now=time.time()) for ring in self._rings.values()]
+        for parse in grow:
+            with suppress(HeadlessPasskeyError):  # another account's ring, or one that we have already
+                ring = parse(document)
+                self._earlier[ring.account] = self._rings.get(ring.account, ring)
+                self._rings[ring.account] = ring
+                break
 
     def _changed(self, item: dict[str, Any], companion: str) -> dict[str, Any]:
         """What is delivered instead of `item`."""
@@ -287,7 +301,11 @@ def main() -> int:
         async def cheat(request: web.Request, handler: Handler) -> web.StreamResponse:
             return await rogue.cheat(request, handler)
 
+        async def recall(_: web.Application) -> None:
+            await rogue.recall(config.store)
+
         app.middlewares.append(cheat)
+        app.on_startup.append(recall)
         return app
 
     with patch("companion_push.relay.app.make_app", make_rogue_app):

@@ -53,6 +53,7 @@ KEPT_BY_PROCESS: Final = {  # and each process of a relay
     "redis": redis_states.CONNECTIONS,
 }
 REMOVED: Final = ExitStatus.NOT_ENROLLED
+FAULTY: Final = re.compile(r"Traceback|unexpected \w+ at \S+:\d+")  # a fault that nobody has thought of
 ADRIFT: Final = re.compile(r"^\..*\.[0-9a-f]{16}$")  # a private file that is being written
 
 
@@ -172,8 +173,7 @@ class Conductor:
     def _check_end(self, end: "_End", faults: list[Fault]) -> None:
         """A session, or an error of a known kind."""
         said = "\n".join(end.said[-12:])
-        if any("Traceback" in line for line in end.said):
-            raise Broken(f"a traceback of {end.device}:\n{said}")
+        _check_words(end.device, end.said)
         if end.status == KILLED and any(
             fault.kind is Kind.KILL and fault.target == end.device for fault in faults
         ):
@@ -263,6 +263,7 @@ class Conductor:
                 await asyncio.to_thread(self.town.databases[target].start)
         elif target in self.town.servers:
             if self.town.servers[target][0].process.returncode is not None:
+                _check_words(target, self.town.servers[target][0].said)
                 await self.town.restart(target)
         elif target in self.town.running:
             program = self.town.running[target]
@@ -352,6 +353,7 @@ class Conductor:
         await rogue.line()
         await asyncio.sleep(fault.seconds)
         await self._end_server("relay")
+        _check_words("relay that withholds", rogue.said)
         await self.town.restart("relay")
 
     # After a round
@@ -365,15 +367,13 @@ class Conductor:
             status = program.process.returncode
             if status is not None and status != KILLED:
                 raise Broken(f"the {name} has ended with {status}: {program.said[-10:]}")
-            if any("Traceback" in line for line in program.said):
-                raise Broken(f"a traceback of the {name}: {program.said[-30:]}")
+            _check_words(name, program.said)
             await self._back(name)
         removed = [
             each for each in town.running if each.startswith("companion") and await self._was_removed(each)
         ]
         for who, program in [*town.running.items()]:
-            if any("Traceback" in line for line in program.said):
-                raise Broken(f"a traceback of {who}: {program.said[-30:]}")
+            _check_words(who, program.said)
             if who in removed:
                 status = await program.wait(timeout=PATIENCE)
                 if status not in (REMOVED, KILLED):
@@ -558,6 +558,12 @@ async def _one_more(device: Program, seconds: float) -> int:
     if ended["tasks"]:
         raise Broken(f"{device.name} has {ended['tasks']} tasks left after its sign-in")
     return int(ended["status"])
+
+
+def _check_words(who: str, said: Sequence[str]) -> None:
+    """No program has met what nobody has thought of."""
+    if any(map(FAULTY.search, said)):
+        raise Broken(f"the {who} says of a fault of its own: {said[-30:]}")
 
 
 def _send(processes: Sequence[int], number: signal.Signals) -> None:
