@@ -69,8 +69,11 @@ class Postgres(PostgresServer):
         return None
 
     def kill(self) -> None:
-        if self.pid is not None:
-            killed = family(self.pid)
+        first = self.pid
+        if first is not None:
+            os.kill(first, signal.SIGSTOP)  # so that it starts no process that is not killed with it
+            _until(lambda: _state(first) in "TZX")
+            killed = family(first)
             for each in killed:
                 with suppress(ProcessLookupError):
                     os.kill(each, signal.SIGKILL)
@@ -120,11 +123,16 @@ def _ran(program: str, *words: str) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process runs; one that has ended and is not yet reaped does not."""
+    """Whether a process runs, or is stopped; one that has ended and is not yet reaped does not."""
+    return _state(pid) not in "ZX"
+
+
+def _state(pid: int) -> str:
+    """The state of a process, as ps has it; X when there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "X"
 
 
 def _until(is_so: Callable[[], bool]) -> None:

@@ -9,6 +9,7 @@ too; each sign-in ends with a line ``{"stage": "ended", "status": …, "tasks": 
 import argparse
 import asyncio
 import json
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -45,6 +46,7 @@ async def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    logging.getLogger("bumble").setLevel(logging.CRITICAL)  # as the device's own program: ours is one line
     number, _, base = args.tunnel.partition("=")
     lines = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
