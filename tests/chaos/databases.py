@@ -77,7 +77,8 @@ class Postgres(PostgresServer):
             for each in killed:
                 with suppress(ProcessLookupError):
                     os.kill(each, signal.SIGKILL)
-            _until(lambda: not any(map(_runs, killed)))
+            # the next server takes a first process that is not yet reaped for one that runs
+            _until(lambda: _state(first) == "X" and not any(map(_runs, killed)))
 
     def end(self) -> None:
         self.kill()
