@@ -562,8 +562,9 @@ async def _one_more(device: Program, seconds: float) -> int:
 
 def _check_words(who: str, said: Sequence[str]) -> None:
     """No program has met what nobody has thought of."""
-    if any(map(FAULTY.search, said)):
-        raise Broken(f"the {who} says of a fault of its own: {said[-30:]}")
+    for at, line in enumerate(said):
+        if FAULTY.search(line):
+            raise Broken(f"the {who} says of a fault of its own: {said[at : at + 30]}")
 
 
 def _send(processes: Sequence[int], number: signal.Signals) -> None:

@@ -71,7 +71,8 @@ class Postgres(PostgresServer):
     def kill(self) -> None:
         first = self.pid
         if first is not None:
-            os.kill(first, signal.SIGSTOP)  # so that it starts no process that is not killed with it
+            with suppress(ProcessLookupError):
+                os.kill(first, signal.SIGSTOP)  # so that it starts no process that is not killed with it
             _until(lambda: _state(first) in "TZX")
             killed = family(first)
             for each in killed:
