@@ -18,30 +18,28 @@ import asyncio
 import logging
 import math
 import secrets
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
+from aiohttp import hdrs, web
 
 from companion_push import waking
-from companion_push.serving.http_server import http_logger, problem, upgrades
+from companion_push.serving.http_server import http_logger, problem
 from companion_push.serving.rate_limit import Policy, limit_headers
 from companion_push.serving.tracing import Tracing, tracing
 from companion_push.serving.webhook import Webhook
 from companion_push.tunnel_service.contacts import KnownContacts
 from companion_push.tunnel_service.hook import WakeHook
+from companion_push.tunnel_service.open_tunnel import Ending, OpenTunnel, evicted, log_end, vanished
 from companion_push.tunnel_service.phones import Phones
-from companion_push.tunnel_service.rendezvous import Breach, End, Limits, Rendezvous, Tunnel, TunnelRefusal
+from companion_push.tunnel_service.rendezvous import End, Limits, Rendezvous, Tunnel, TunnelRefusal
+from companion_push.tunnel_service.websocket import Websocket, accept_key, take_over
 from headless_passkey.errors import RemoteProtocolError, UsageError
 from headless_passkey.hybrid.tunnel_url import (
     CLIENT_PAYLOAD_HEADER,
-    CONNECT_SIGNAL,
     ROUTING_ID_HEADER,
     ROUTING_ID_SIZE,
     SIGNAL_CONNECTION_HEADER,
-    SILENT,
     SUBPROTOCOL,
     TUNNEL_ID_SIZE,
     ConnectTunnel,
@@ -60,15 +58,6 @@ if TYPE_CHECKING:
     from companion_push.tunnel_service.metrics import TunnelMetrics
 
 FULL_SECONDS: Final = 5  # until who found no room, or a service that stops, asks again
-CLOSE_TIMEOUT: Final = 1.0  # seconds an end has to answer our close frame
-# seconds an end may leave a message unread, and never more than `Limits.silence`: during back-pressure the service reads
-# nothing from the sender, its pongs included
-SEND_TIMEOUT: Final = 20.0
-CUT_OFF: Final = 1 << 12  # bytes over the limit from which a message is not read to its end
-# bytes in the kernel, for each end and direction, so that what an end has sent and nobody reads stays small; Linux doubles both
-SOCKET_BUFFER: Final = 1 << 14
-# bytes that may have been read with a message and wait behind it: what a socket's buffer holds, and aiohttp's 128 for each frame
-READ_AHEAD: Final = 8 * SOCKET_BUFFER
 
 NODES: Final = range(256)
 _OUTCOME: Final = "companion_push.outcome"  # of a span
@@ -231,23 +220,45 @@ class TunnelEndpoints:
         hook that wakes the second end; the tunnel ends when nobody takes it.
         """
         opened = self._open[tunnel] = OpenTunnel(
-            tunnel, self.hold, self.rendezvous.let_go, self._ended, signal=signal
+            tunnel, self.hold, self.rendezvous.let_go, self.rendezvous.end, signal=signal
         )
         calling = None if called is None else asyncio.create_task(_call(called, opened))
         try:
-            connection = Connection(_websocket(self.limits), request)
-            connection.websocket.headers.update(headers)
-            await connection.prepare()
-            await opened.hold(connection)
+            return await self._serve(request, opened, End.FIRST, headers)
         finally:
-            self.rendezvous.end(tunnel)
             del self._open[tunnel]
-            opened.over.set()
+            self._tell_end(opened)
             if self.stopping and not self._open:
                 self.drained.set()
             if calling is not None:
                 await end_quietly(calling)
-        return connection.websocket
+
+    async def _serve(
+        self, request: web.Request, opened: OpenTunnel, end: End, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
+        """Answer the upgrade of an end, give its connection to the tunnel, and wait until that is over."""
+        limits = self.limits
+        accept = accept_key(request.headers)
+        assert accept is not None  # noqa: S101  for mypy: `_cable` has looked
+        answer = web.StreamResponse(
+            status=101,
+            headers={
+                hdrs.UPGRADE: "websocket",
+                hdrs.CONNECTION: "Upgrade",
+                hdrs.SEC_WEBSOCKET_ACCEPT: accept,
+                hdrs.SEC_WEBSOCKET_PROTOCOL: SUBPROTOCOL,
+                **headers,
+            },
+        )
+        websocket = Websocket(opened, message_size=limits.message_size, silence=limits.silence)
+        try:
+            await take_over(request, answer, websocket)
+            opened.take(end, websocket)
+            await asyncio.shield(opened.over)
+        finally:  # which does nothing when it is over
+            opened.end(vanished())
+            websocket.abort()
+        return answer
 
     async def join(self, request: web.Request, path: ConnectTunnel) -> web.StreamResponse:
         """Serve the second end: hand its websocket over and wait until the tunnel has ended."""
@@ -256,31 +267,25 @@ class TunnelEndpoints:
         tunnel = self.rendezvous.join(path.routing_id, path.tunnel_id, now=_now())
         if isinstance(tunnel, TunnelRefusal):
             return self.refuse(tunnel)
-        opened = self._open[tunnel]
-        connection = Connection(_websocket(self.limits), request)
-        try:
-            await connection.prepare()
-            opened.arrive(connection)
-            await opened.over.wait()
-            await connection.close(WSCloseCode.GOING_AWAY)  # when it came just too late
-        finally:
-            opened.end(_vanished())  # when it never got as far as arriving
-        return connection.websocket
+        return await self._serve(request, self._open[tunnel], End.SECOND, {})
 
     def hold(self, tunnel: Tunnel, size: int) -> None:
         """Count the bytes of a message in flight, and end the tunnel that is evicted for them."""
         self.rendezvous.hold(tunnel, size)
         self._end_evicted()
 
-    def _ended(self, tunnel: Tunnel, why: str) -> None:
+    def _tell_end(self, opened: OpenTunnel) -> None:
+        tunnel, ending = opened.tunnel, opened.ending
+        assert ending is not None  # noqa: S101  for mypy: it is over
         if self.metrics is not None:
-            self.metrics.ended(tunnel, why)
+            self.metrics.ended(tunnel, ending.why)
         if self.traces is not None:  # the span of the first end, whose handler owns the tunnel
-            self.traces.current().note(_OUTCOME, why)
+            self.traces.current().note(_OUTCOME, ending.why)
+        log_end(tunnel, ending.why, seconds=_now() - tunnel.opened)
 
     def _end_evicted(self) -> None:
         while self.rendezvous.evicted:
-            self._open[self.rendezvous.evicted.pop()].end(_evicted())
+            self._open[self.rendezvous.evicted.pop()].end(evicted())
 
     def close(self) -> None:
         """End every tunnel; the handlers return soon after."""
@@ -291,258 +296,11 @@ class TunnelEndpoints:
             opened.end(Ending(why="the service stops"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """Why a tunnel ended, and what each end is told."""
-
-    why: str
-    codes: tuple[int, int] = (WSCloseCode.GOING_AWAY, WSCloseCode.GOING_AWAY)  # first end, second end
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """The connection to one end."""
-
-    websocket: web.WebSocketResponse
-    request: web.Request
-
-    @property
-    def silent(self) -> bool:
-        """Whether the end has not answered a ping. aiohttp has closed the websocket then."""
-        return isinstance(self.websocket.exception(), TimeoutError)
-
-    @property
-    def unread(self) -> int:
-        """The bytes of frames that have been read from the socket and wait to be received, by aiohttp's count."""
-        # aiohttp has no public word for it; tests/tunnel_service/test_memory.py fails where this one goes
-        return int(self.websocket._reader._size)  # type: ignore[union-attr]  # noqa: SLF001
-
-    async def prepare(self) -> None:
-        """Answer the upgrade, and make the buffers of the connection small: what waits in them is in flight."""
-        await self.websocket.prepare(self.request)
-        transport = self.request.transport
-        if transport is None:
-            return
-        transport.set_write_buffer_limits(
-            high=1
-        )  # a frame is sent when the kernel has taken it; 0 would stop TLS
-        if hasattr(transport, "set_read_buffer_limits"):  # of TLS
-            transport.set_read_buffer_limits(high=SOCKET_BUFFER)
-        wire = transport.get_extra_info("socket")
-        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            wire.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
-
-    async def receive(self) -> WSMessage:
-        """Receive one message, and read from the socket only until it is there."""
-        if not self.unread:
-            self.request.protocol.resume_reading()
-        try:
-            return await self.websocket.receive()
-        finally:
-            self.request.protocol.pause_reading()
-
-    async def close(self, code: int) -> None:
-        """Close the websocket: send a close frame and wait for the answer; abort the connection of an end that does not read."""
-        self.request.protocol.resume_reading()  # for the answer
-        try:
-            if not self.silent:
-                async with asyncio.timeout(2 * CLOSE_TIMEOUT):  # aiohttp's own limit is for the answer alone
-                    await self.websocket.close(code=code)
-                return
-        except TimeoutError:
-            pass
-        if self.request.transport is not None:
-            self.request.transport.abort()
-
-
-class OpenTunnel:
-    """One tunnel with its connections, from the first end's arrival until both are closed."""
-
-    def __init__(
-        self,
-        tunnel: Tunnel,
-        hold: Callable[[Tunnel, int], None],
-        let_go: Callable[[Tunnel, int], None],
-        ended: Callable[[Tunnel, str], None],
-        *,
-        signal: bool = False,
-    ) -> None:
-        """hold, let_go: count the bytes in flight of all tunnels. ended: is told why it ended. signal: send the connect signal."""
-        self._signal = signal
-        loop = asyncio.get_running_loop()
-        self._hold, self._let_go, self._ended = hold, let_go, ended
-        self.over = asyncio.Event()
-        self._tunnel = tunnel
-        self._second: asyncio.Future[Connection] = loop.create_future()
-        self._ending: asyncio.Future[Ending] = loop.create_future()
-        self._waiting: list[bytes] = []  # what the first end said before the second one was there
-        self._begun = asyncio.Event()  # and that the second one has taken it
-        # when each frame was begun that is being sent, the oldest first, by the end that is to take it; of a kind one at a time
-        self._sending: dict[tuple[End, WSMsgType], float] = {}
-        self._look: asyncio.TimerHandle | None = None  # at them, when the oldest may have waited too long
-
-    def arrive(self, second: Connection) -> None:
-        """Take the connection of the second end."""
-        self._second.set_result(second)
-
-    def end(self, ending: Ending) -> None:
-        """End the tunnel, unless it has ended already."""
-        if not self._ending.done():
-            self._ending.set_result(ending)
-
-    async def hold(self, first: Connection) -> None:
-        """Carry messages until an end leaves, breaks a rule, or time is up; then close both."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                exchange = group.create_task(self._exchange(first))
-                ending = await self._until_the_end()
-                exchange.cancel()
-        finally:
-            if self._look is not None:
-                self._look.cancel()
-        ends = [first]
-        if self._second.done() and not self._second.cancelled():
-            ends.append(self._second.result())
-        async with asyncio.TaskGroup() as group:
-            for connection, code in zip(ends, ending.codes, strict=False):
-                group.create_task(connection.close(code))
-        self._ended(self._tunnel, ending.why)
-        logger.info(
-            "tunnel ended after %.1f s, because %s; %d messages of %d bytes one way, %d of %d the other",
-            _now() - self._tunnel.opened,
-            ending.why,
-            *(count[end] for end in End for count in (self._tunnel.messages, self._tunnel.sizes)),
-            extra={
-                "fields": {
-                    "seconds": round(_now() - self._tunnel.opened, 3),
-                    "reason": ending.why,
-                    "messages": sum(self._tunnel.messages),
-                    "bytes": sum(self._tunnel.sizes),
-                }
-            },
-        )
-
-    async def _until_the_end(self) -> Ending:
-        while True:
-            try:
-                async with asyncio.timeout_at(self._tunnel.deadline):
-                    return await asyncio.shield(self._ending)
-            except TimeoutError:
-                if _now() >= self._tunnel.deadline:  # joining has not moved it
-                    return Ending(why="its time was up")
-
-    async def _exchange(self, first: Connection) -> None:
-        # Back-pressure: from when both ends are there, an end is read from only when all that it sent has been taken. Until
-        # then the first end is read from, so that its leaving is noticed, and what it says waits for the second end.
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._listen(End.FIRST, first))
-            second = await asyncio.shield(self._second)
-            group.create_task(self._listen(End.SECOND, second, first))
-            while self._waiting:
-                if not await self._pass_on(End.SECOND, second, self._waiting[0]):
-                    return
-                del self._waiting[0]
-            self._begun.set()
-
-    async def _listen(self, end: End, connection: Connection, other: Connection | None = None) -> None:
-        """Carry one end's messages to the other end, within the tunnel's budget. other: None: the second end, once it is there."""
-        to = End.SECOND if end is End.FIRST else End.FIRST
-        if other is not None and self._signal:  # in front of everything that the second end says
-            self._hold(self._tunnel, len(CONNECT_SIGNAL))
-            if not await self._pass_on(to, other, CONNECT_SIGNAL):
-                return None
-        while True:
-            if other is None and self._second.done():
-                await self._begun.wait()
-                other = self._second.result()
-            if connection.unread:
-                # the event loop closes a lost connection in its next rounds; without this pause, asyncio would log a warning
-                # for each message that is written until then, and an end that sends many at once would keep others waiting
-                await asyncio.sleep(0)
-            message = await connection.receive()
-            if connection.unread > READ_AHEAD:
-                return self.end(_broke(end, WSCloseCode.POLICY_VIOLATION, Breach.TOO_MUCH_AT_ONCE.value))
-            match message.type:
-                case WSMsgType.BINARY:
-                    breach = self._tunnel.carry(end, len(message.data))
-                    if breach is not None:
-                        code = WSCloseCode.POLICY_VIOLATION
-                        if breach is Breach.TOO_LONG:
-                            code = WSCloseCode.MESSAGE_TOO_BIG
-                        return self.end(_broke(end, code, breach.value))
-                    self._hold(self._tunnel, len(message.data))
-                    if not self._second.done():
-                        self._waiting.append(message.data)
-                        continue
-                    if other is None:
-                        await self._begun.wait()
-                        other = self._second.result()
-                    if not await self._pass_on(to, other, message.data):
-                        return None
-                case WSMsgType.PING | WSMsgType.PONG:
-                    breach = self._tunnel.control(end)
-                    if breach is not None:
-                        return self.end(_broke(end, WSCloseCode.POLICY_VIOLATION, breach.value))
-                    if message.type is WSMsgType.PING:
-                        taken = await self._send(end, connection, WSMsgType.PONG, message.data)
-                        if not taken:
-                            return None
-                case WSMsgType.TEXT:
-                    return self.end(_broke(end, WSCloseCode.UNSUPPORTED_DATA, "text message"))
-                case WSMsgType.ERROR:
-                    # aiohttp has closed it: no pong came, a message was far too long, or a frame was malformed
-                    return self.end(_gone(end, connection))
-                case _:
-                    # not websocket.close_code: aiohttp replaces it when our own close frame cannot be sent
-                    clean = message.type is WSMsgType.CLOSE and message.data in _GOODBYE
-                    if self._second.done() and other is None:
-                        await self._begun.wait()  # what it sent before it left has been taken
-                    return self.end(_left() if clean else _gone(end, connection))
-
-    async def _pass_on(self, to: End, connection: Connection, message: bytes) -> bool:
-        """Send an end what the other one said, and return whether it took it."""
-        if not await self._send(to, connection, WSMsgType.BINARY, message):
-            return False
-        self._let_go(self._tunnel, len(message))
-        return True
-
-    async def _send(self, end: End, connection: Connection, kind: WSMsgType, data: bytes) -> bool:
-        """Send one frame, and return whether the end took it. An end that does not take it ends the tunnel."""
-        self._sending[end, kind] = _now()
-        if self._look is None:  # a timer of each message's own would cost as much as sending it
-            self._look = asyncio.get_running_loop().call_later(self._patience, self._look_at_sending)
-        try:
-            await connection.websocket.send_frame(data, kind)
-        except ConnectionError:
-            self.end(_gone(end, connection))
-            return False
-        finally:
-            del self._sending[end, kind]
-        return True
-
-    def _look_at_sending(self) -> None:
-        """End the tunnel when an end has not taken a frame for too long."""
-        self._look = None
-        for (to, _), since in self._sending.items():
-            left = since + self._patience - _now()
-            if left <= 0:
-                return self.end(_silent(to, "an end did not read"))
-            self._look = asyncio.get_running_loop().call_later(left, self._look_at_sending)
-            return None
-        return None
-
-    @property
-    def _patience(self) -> float:
-        """Seconds that an end has to take a frame."""
-        return min(SEND_TIMEOUT, self._tunnel.limits.silence)
-
-
 async def _call(called: Coroutine[Any, Any, bool], opened: OpenTunnel) -> None:
     if not await called:
         opened.end(Ending(why="its phone could not be woken"))
 
 
-_GOODBYE: Final = (WSCloseCode.OK, WSCloseCode.GOING_AWAY)  # browsers close with the second
 _TUNNELS: Final = web.AppKey("tunnels", TunnelEndpoints)
 _LIVEZ: Final = "livez"
 
@@ -603,7 +361,7 @@ async def _cable(request: web.Request) -> web.StreamResponse:
     offered = request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")
     if SUBPROTOCOL not in (protocol.strip() for protocol in offered):
         return problem(400, f"expected the websocket subprotocol {SUBPROTOCOL}")
-    if not upgrades(_websocket(endpoints.limits), request):
+    if accept_key(request.headers) is None:
         return problem(400, "expected a websocket upgrade")
     match path:
         case NewTunnel():
@@ -649,30 +407,6 @@ async def _close_hook(app: web.Application) -> None:
         await phones.hook.close()
 
 
-class _Websocket(web.WebSocketResponse):
-    """A websocket whose timers end with it.
-
-    aiohttp's own (3.14) begins its heartbeat anew when the answer to its close frame comes, and is kept with its TLS buffers until that is due.
-    """
-
-    def _reset_heartbeat(self) -> None:
-        if not self.closed:
-            super()._reset_heartbeat()
-
-
-def _websocket(limits: Limits) -> web.WebSocketResponse:
-    return _Websocket(
-        protocols=(SUBPROTOCOL,),
-        compress=False,  # what is carried is ciphertext
-        # our own check closes with 1009 (message too big); aiohttp's drops the connection without a close frame
-        max_msg_size=limits.message_size + CUT_OFF,
-        writer_limit=0,  # each frame waits until the kernel has taken it
-        timeout=CLOSE_TIMEOUT,
-        heartbeat=limits.silence,
-        autoping=False,  # pings are answered in `_listen`, which counts them
-    )
-
-
 def _refuse(refusal: TunnelRefusal, limits: Limits) -> web.Response:
     status = {
         TunnelRefusal.TOO_OFTEN: 429,
@@ -694,38 +428,6 @@ def _refuse(refusal: TunnelRefusal, limits: Limits) -> web.Response:
     if status == 503 or refusal is TunnelRefusal.CONTACTED_TOO_OFTEN:
         response.headers.update(limit_headers(None, FULL_SECONDS))
     return response
-
-
-def _left() -> Ending:
-    return Ending(why="an end left", codes=(WSCloseCode.OK, WSCloseCode.OK))
-
-
-def _evicted() -> Ending:
-    return Ending(
-        why="others needed its place", codes=(WSCloseCode.TRY_AGAIN_LATER, WSCloseCode.TRY_AGAIN_LATER)
-    )
-
-
-def _vanished() -> Ending:
-    return Ending(why="an end vanished")
-
-
-def _silent(end: End, why: str) -> Ending:
-    """Close the silent end with 1001 (going away), and tell the other one with `SILENT`."""
-    away = WSCloseCode.GOING_AWAY
-    return Ending(why=why, codes=(away, SILENT) if end is End.FIRST else (SILENT, away))
-
-
-def _gone(end: End, connection: Connection) -> Ending:
-    """Why a connection is lost: its end was silent, or vanished."""
-    return _silent(end, "an end went silent") if connection.silent else _vanished()
-
-
-def _broke(end: End, code: int, rule: str) -> Ending:
-    away = WSCloseCode.GOING_AWAY
-    return Ending(
-        why=f"an end broke a rule ({rule})", codes=(code, away) if end is End.FIRST else (away, code)
-    )
 
 
 def _now() -> float:

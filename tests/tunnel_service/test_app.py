@@ -21,6 +21,7 @@ from certificates import Certificate
 from companion_push.tunnel_service import app as tunnel_app
 from companion_push.tunnel_service.app import TunnelEndpoints, make_app
 from companion_push.tunnel_service.rendezvous import Limits
+from companion_push.tunnel_service.websocket import Websocket
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
 from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
@@ -109,14 +110,13 @@ async def test_messages_are_carried_verbatim_in_order_and_both_ways(start: Start
 async def test_nothing_of_a_tunnel_is_kept_when_it_has_ended(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, kept = tunnel_app._websocket, weakref.WeakSet[web.WebSocketResponse]()
+    real, kept = Websocket.begin, weakref.WeakSet[Any]()
 
-    def noted(limits: Limits) -> web.WebSocketResponse:
-        websocket = real(limits)
+    def noted(websocket: Websocket, transport: Any, http: Any, early: bytearray) -> None:
+        real(websocket, transport, http, early)
         kept.add(websocket)
-        return websocket
 
-    monkeypatch.setattr(tunnel_app, "_websocket", noted)
+    monkeypatch.setattr(Websocket, "begin", noted)
     async with start(silence=3600) as service:
         for _ in range(4):
             async with service.open() as first:
@@ -403,7 +403,7 @@ async def test_an_end_that_does_not_read_slows_the_other_down_instead_of_filling
 async def test_an_end_that_never_reads_again_is_given_up(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("companion_push.tunnel_service.app.SEND_TIMEOUT", 0.1)
+    monkeypatch.setattr("companion_push.tunnel_service.open_tunnel.SEND_TIMEOUT", 0.1)
     async with start(size=1 << 30, messages=1 << 20) as service, service.both() as (first, _second):
         closed = False
         while not closed:

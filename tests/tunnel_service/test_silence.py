@@ -239,7 +239,7 @@ async def test_an_end_that_floods_pings_reads_no_pongs_and_vanishes_is_one_more_
     loopback_certificate: Certificate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("companion_push.tunnel_service.app.SEND_TIMEOUT", NEVER)
+    monkeypatch.setattr("companion_push.tunnel_service.open_tunnel.SEND_TIMEOUT", NEVER)
     async with serving(loopback_certificate, silence=NEVER, controls=1 << 30) as service:
         end = await RawEnd.open(service)
         url = connect_url(f"wss://localhost:{service.port}", end.routing_id, TUNNEL_ID)
