@@ -316,7 +316,7 @@ def _page(lines: list[tuple[str, ...]], why_not: str | None, idle: int) -> list[
         "",
         f"Memory is what {idle} tunnels with both ends add to a process that has served {SESSIONS} sessions. A session is two handshakes, {ROUND_TRIPS} messages each way and the close, one session after the other;",
         f"messages of {SIZE} bytes go to and fro in {CARRIERS} tunnels at the same time. Both services run as programs beside each other, and have their turns in one run, with one load generator; processor time is the service's alone.",
-        "Where an aim is missed, and what other libraries would give: [ADR 34](../docs/adr/0034-the-tunnel-service-stays-on-aiohttp.md).",
+        "Where an aim is missed, and what other libraries would give: [ADR 50](../docs/adr/0050-the-tunnel-service-has-a-websocket-of-its-own.md), [ADR 34](../docs/adr/0034-the-tunnel-service-stays-on-aiohttp.md).",
     ]
 
 

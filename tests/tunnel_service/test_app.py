@@ -18,7 +18,6 @@ import yarl
 from aiohttp import web
 from certificates import Certificate
 
-from companion_push.tunnel_service import app as tunnel_app
 from companion_push.tunnel_service.app import TunnelEndpoints, make_app
 from companion_push.tunnel_service.rendezvous import Limits
 from companion_push.tunnel_service.websocket import Websocket
