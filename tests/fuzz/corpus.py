@@ -92,6 +92,16 @@ def _adverts_and_tunnels() -> dict[str, list[bytes]]:
         "routing-id-header": [b"0aF9ff", b"80BC14"],
         "advert-suffix": [bytes.fromhex(case["suffix"]) for case in vectors("advert_suffixes")],
         "client-payload-header": [("a1" * 33).encode(), b"A301"],
+        "websocket-frames": [
+            bytes.fromhex("828501020304") + b"iemhn",  # a message
+            bytes.fromhex(
+                "028201020304686b 808101020304 20 898001020304 828001020304 888201020304 02ea".replace(
+                    " ", ""
+                )
+            ),
+            bytes.fromhex("82fe008001020304") + bytes(128) + bytes.fromhex("82ff000000000001000001020304"),
+            bytes.fromhex("818101020304") + b"x" + bytes.fromhex("8880010203048a8001020304"),
+        ],
         "noise-kn-message1": [b"\1", noise.Initiator(**KN_INITIATOR).message1],
         "noise-nk-message1": [b"\1", noise.Initiator(**NK_INITIATOR).message1],
         "noise-kn-message2": [b"\1", bytes(80) + b"\1", bytes(81) + b"\1"],

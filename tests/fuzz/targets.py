@@ -6,13 +6,14 @@ bytes; whatever else it raises is a finding. Where a parser stands behind a seal
 seals or signs, so that the fuzzer reaches what an attacker with a key would reach.
 """
 
+import asyncio
 import dataclasses
 import hashlib
 import hmac
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 from companion_push.relay.problems import Problem
 from companion_push.relay.proofs import check_proof
+from companion_push.tunnel_service.websocket import Websocket
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, UsageError
 from headless_passkey.hybrid import cbor as _cbor
 from headless_passkey.hybrid import noise
@@ -299,6 +301,94 @@ def client_payload_header(data: bytes) -> None:
     payload = attempt(lambda: parse_client_payload_header(header))
     if payload is not None:
         assert header.upper() in contact_headers(payload).values()
+
+
+@target
+def websocket_frames(data: bytes) -> None:
+    """However the bytes of an end arrive, it has said the same, and no more is kept than a message and what came last."""
+    data = data[:400]
+    at_once = asyncio.run(_said([data]))
+    assert at_once == asyncio.run(_said([bytes([byte]) for byte in data]))
+    assert at_once == asyncio.run(_said([data[:7], data[7:90], data[90:]]))
+
+
+class _End(asyncio.Transport):
+    """A connection that takes all that is sent, and frames it as a client would read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closing = False
+
+    def get_extra_info(self, _name: str, default: Any = None) -> Any:
+        return self if default is None else default
+
+    def setsockopt(self, *_: int) -> None:
+        """It is its own socket."""
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """It has none."""
+
+    def pause_reading(self) -> None:
+        """It reads nothing."""
+
+    def resume_reading(self) -> None:
+        """As above."""
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert data[0] in {0x88, 0x8A}  # a close frame, a pong
+        assert data[1] == len(data) - 2
+
+    def close(self) -> None:
+        self.closing = True
+
+    abort = close
+
+
+class _Told:
+    """Notes what a websocket tells, and closes it where a tunnel would."""
+
+    def __init__(self) -> None:
+        self.said: list[object] = []
+
+    def message(self, _websocket: Websocket, data: bytes) -> None:
+        assert len(data) <= _LONGEST
+        self.said.append(data)
+
+    def control(self, _websocket: Websocket) -> None:
+        self.said.append("control")
+
+    def broke(self, websocket: Websocket, code: int, rule: str) -> None:
+        self.said.append((code, rule))
+        websocket.close(code)
+
+    def ended(self, websocket: Websocket, code: int | None) -> None:
+        self.said.append(code)
+        websocket.close(1000)
+
+    def silent(self, websocket: Websocket) -> None:
+        raise AssertionError(websocket)
+
+    def flow(self, websocket: Websocket) -> None:
+        raise AssertionError(websocket)
+
+
+_LONGEST: Final = 130  # bytes of a message
+
+
+async def _said(parts: Sequence[bytes]) -> list[object]:
+    told = _Told()
+    websocket = Websocket(told, message_size=_LONGEST, silence=3600)
+    websocket.begin(_End(), cast("Any", None), bytearray())
+    for part in parts:
+        websocket.data_received(part)
+        while websocket._looking is not None:  # noqa: ASYNC110  others have their turn
+            await asyncio.sleep(0)
+        assert websocket.unread <= 2 * _LONGEST + 14
+    websocket.connection_lost(None)
+    return told.said
 
 
 # Handshake. `data` is what the way there changed in a good message: nothing, and it is taken; a bit, and it is not.
