@@ -48,9 +48,13 @@ class PostgresServer:
             self._as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
         self.call("initdb", "-A", "trust", "-U", "relay", "--no-locale", "-E", "UTF8")
         self.start()
-        self.do("postgres", "CREATE DATABASE migrated")
-        with closing(PostgresStore(self.url("migrated")).connected()) as connection:
-            migrate(connection)
+        try:
+            self.do("postgres", "CREATE DATABASE migrated")
+            with closing(PostgresStore(self.url("migrated")).connected()) as connection:
+                migrate(connection)
+        except BaseException:
+            self.end()
+            raise
 
     def call(self, program: str, *words: str) -> None:
         command = [*self._as_user, postgres_program(program), "-D", str(self.folder / "data"), *words]
