@@ -596,8 +596,16 @@ def test_an_event_that_is_set_already_asks_nobody_for_long() -> None:
         assert phone.ended == len(phone.asks)
 
 
-def test_the_clients_timeout_is_a_timeout() -> None:
+def test_the_clients_timeout_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     phone = replace(having("ada"), answers=False)
+
+    class Timer(threading.Timer):
+        """Is over once the phone was asked, however slow this machine is."""
+
+        def __init__(self, _seconds: float, over: Callable[[], object]) -> None:
+            super().__init__(0, lambda: phone.asked.wait(WAIT) and over())
+
+    monkeypatch.setattr("fido2.client.Timer", Timer)
     with device_of(phone) as device, pytest.raises(ClientError) as ended:
         client_of(device).get_assertion(request(timeout=50))
     assert ended.value.code is ClientError.ERR.TIMEOUT
