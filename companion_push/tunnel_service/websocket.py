@@ -204,11 +204,6 @@ class Websocket(asyncio.Protocol):
         """The bytes that the kernel has not taken."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
-    @property
-    def stopped(self) -> bool:
-        """Whether nothing is read from the peer, see `read`."""
-        return self._stopped
-
     def read(self, *, go_on: bool) -> None:
         """Read from the peer, or stop that, so that it can send no more than its kernel and ours hold."""
         if self._stopped is not go_on or self._closing or self._transport is None:

@@ -14,6 +14,7 @@ from playwright.async_api import Browser, BrowserContext, Locator, Route, expect
 from companion_push.companion.consent import Answer, Answered
 from companion_push.companion.inbox import CheckedRequest, Notice, NoticeKind
 from companion_push.companion.keys import CompanionState
+from tests.browser_policy import ATTACKS, attempt
 from tests.camera import decode
 from tests.companion.browser.conftest import Visit
 from tests.companion.browser.requests import opening, request
@@ -298,19 +299,10 @@ async def test_the_page_says_that_the_companion_has_ended(page: Page, visiting: 
 
 
 @pytest.mark.threat("T12")
-@pytest.mark.parametrize(
-    "attack",
-    [
-        "const script = document.createElement('script'); script.text = 'window.ran = 1'; document.head.append(script)",
-        "document.body.innerHTML = '<img src=x onerror=\"window.ran = 1\">'",
-        "document.body.setAttribute('style', 'color: red')",
-        "fetch('https://other.example/').catch(() => {})",
-    ],
-)
+@pytest.mark.parametrize("attack", ATTACKS)
 async def test_the_policy_holds(visiting: Visit, attack: str) -> None:
     visitor = await visiting()
-    async with visitor.page.expect_event("console"):
-        await visitor.page.evaluate(f"() => {{ try {{ {attack} }} catch {{}} }}")
+    await attempt(visitor.page, attack)
     assert await visitor.page.evaluate("window.ran") is None
     assert visitor.complaints
     visitor.console.clear()

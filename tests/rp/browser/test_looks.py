@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
+from tests.browser_policy import ATTACKS, attempt
 from tests.rp.browser.conftest import Visit
 from tests.rp.browser.steps import answer, has_passkeys, registered, sign_in, sign_out, signed_in, welcomed
 from tests.rp.browser.visitor import Visitor
@@ -15,29 +16,13 @@ SCHEMES: list[Any] = ["light", "dark"]
 
 
 @pytest.mark.threat("T12")
-@pytest.mark.parametrize(
-    "attack",
-    [
-        "const script = document.createElement('script'); script.text = 'window.ran = 1'; document.head.append(script)",
-        "document.body.innerHTML = '<img src=x onerror=\"window.ran = 1\">'",
-        "document.body.setAttribute('style', 'color: red')",
-        "document.body.append(Object.assign(document.createElement('img'), { src: 'https://other.example/x' }))",
-        "fetch('https://other.example/').catch(() => {})",
-        "document.body.append(Object.assign(document.createElement('iframe'), { src: '/' }))",
-    ],
-)
+@pytest.mark.parametrize("attack", ATTACKS)
 async def test_the_policy_holds_and_a_breach_would_be_noticed(visiting: Visit, attack: str) -> None:
     visitor = await visiting()
-    await _attempt(visitor, attack)
+    await attempt(visitor.page, attack)
     assert await visitor.page.evaluate("window.ran") is None
     assert visitor.complaints
     visitor.console.clear()
-
-
-async def _attempt(visitor: Visitor, attack: str) -> None:
-    """Run it as somebody would who got into the page's script, and wait for the browser's complaint."""
-    async with visitor.page.expect_event("console"):
-        await visitor.page.evaluate(f"() => {{ try {{ {attack} }} catch {{}} }}")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
