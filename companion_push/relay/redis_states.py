@@ -2,7 +2,8 @@
 
 An account has two keys and a place in a third, all in one slot: its value with the version before it, the envelopes of its
 live requests by their names, and the list of the accounts of its bucket by the time that changes them. All are written by one
-script, which compares the version and applies no rule. Values and envelopes expire by the server's own clock.
+script, which compares the version and applies no rule. The sweep deletes what is over. What no relay sweeps expires by the server's own
+clock, a day later and all of an account in one moment, so that a clock that jumps takes nothing away that is needed.
 
 It is asked in the threads of a database's transactions, and each of them waits for its answer.
 """
@@ -19,7 +20,6 @@ from typing import Any, Final, TypeVar
 from companion_push.errors import StoreUnavailable, StoreUnusable
 from companion_push.relay import account_states
 from companion_push.relay.account_states import ABSENT, EnvelopeKey, Value, Write
-from companion_push.relay.mailbox import CEILING, GRACE
 from companion_push.relay.redis_place import RedisPlace
 from headless_passkey.errors import SetupReason
 from headless_passkey.mends import setup_error
@@ -50,15 +50,13 @@ BUCKETS: Final = (
 )
 _SECONDS: Final = 2.0  # for one answer, and to connect
 _AWAY_SECONDS: Final = 1.0  # for which what did not answer is not asked: thousands would wait for each try
-_LATER: Final = (
-    60.0  # seconds after the end of a value until it expires: clocks differ, and the sweep comes first
-)
-_SEALED: Final = CEILING + GRACE + _LATER  # seconds after which no request of now is live
+# seconds after the end of a value until it expires: the sweep comes first, and the server's clock may jump by that much
+_LATER: Final = 86_400.0
 _VERSION: Final = 8  # bytes
 _AT_ONCE: Final = 32  # buckets that are asked at once
 
 # KEYS: value, envelopes, list. ARGV: the version before or nothing, the value or nothing, its milliseconds, the account, when time
-# changes it, the milliseconds of envelopes, how many are erased, their names, then names and envelopes
+# changes it, how many envelopes are erased, their names, then names and envelopes
 _CAS: Final = """
 local stored = redis.call('GET', KEYS[1]) or ''
 if string.sub(stored, 1, 8) ~= ARGV[1] then return stored end
@@ -70,10 +68,10 @@ end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])  -- the first that writes: only that is refused by a server that is full
 if stored == '' then redis.call('DEL', KEYS[2]) end
 redis.call('ZADD', KEYS[3], ARGV[5], ARGV[4])
-local sealed = 8 + tonumber(ARGV[7])
-for at = 8, sealed - 1 do redis.call('HDEL', KEYS[2], ARGV[at]) end
+local sealed = 7 + tonumber(ARGV[6])
+for at = 7, sealed - 1 do redis.call('HDEL', KEYS[2], ARGV[at]) end
 for at = sealed, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1]) end
-if sealed < #ARGV then redis.call('PEXPIRE', KEYS[2], ARGV[6]) end
+redis.call('PEXPIRE', KEYS[2], ARGV[3])  -- with the value, as this script's time stands still
 return false
 """
 # KEYS: value, list. ARGV: the account. What has expired is taken off the list, and what is there again stays
@@ -103,7 +101,7 @@ class RedisStates:
     def cas(self, write: Write) -> Value | None:
         data = b"" if write.data is None else _version(write.version) + write.data
         words: list[bytes | str | int] = [_version(write.expected), data, _milliseconds(write.lasts + _LATER)]
-        words += [write.account, repr(write.changes_at), _milliseconds(_SEALED), len(write.erased)]
+        words += [write.account, repr(write.changes_at), len(write.erased)]
         words += [_name(key) for key in write.erased]
         for key, sealed in write.sealed.items():
             words += [_name(key), sealed]

@@ -18,6 +18,7 @@ import redis
 from redis.exceptions import RedisError
 
 from companion_push.relay.redis_place import RedisPlace
+from tests.jumping_clock import JumpingClock, is_possible
 from tests.ports import reserved_port
 
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -41,10 +42,19 @@ def needed(engine: str) -> str:
     return found
 
 
+def needed_clock(file: Path) -> JumpingClock:
+    """A clock that jumps. The test is left out where it cannot be made, unless all are asked for."""
+    if not is_possible():
+        assert not ALL_ARE_NEEDED, "there is no C compiler"
+        pytest.skip("there is no C compiler for a clock that jumps: make test-stores")
+    return JumpingClock(file)
+
+
 class RedisServer:
     """A private server, in a folder of its own. Settings: of its configuration file."""
 
-    def __init__(self, engine: str, *settings: str) -> None:
+    def __init__(self, engine: str, *settings: str, jumps: bool = False) -> None:
+        """jumps: whether its clock can be set."""
         self.folder = Path(tempfile.mkdtemp(prefix=f"{engine}-"))
         self.port = reserved_port()
         lines = [
@@ -59,10 +69,12 @@ class RedisServer:
         lines += [each.format(folder=self.folder, port=self.port) for each in settings]
         (self.folder / "conf").write_text("\n".join([*lines, ""]))
         self._program = needed(engine)
+        self.clock = needed_clock(self.folder / "clock") if jumps else None
         self.start()
 
     def start(self) -> None:
-        self._process = subprocess.Popen([self._program, str(self.folder / "conf")])
+        environment = None if self.clock is None else self.clock.environment
+        self._process = subprocess.Popen([self._program, str(self.folder / "conf")], env=environment)
         until(lambda: self._process.poll() is not None or self.answers())
         assert self._process.returncode is None, (self.folder / "log").read_text()
 
@@ -72,6 +84,12 @@ class RedisServer:
 
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
+
+    def jump(self, ahead: float) -> None:
+        """Set its clock, ahead of the right time by so many seconds, and see that it is."""
+        assert self.clock is not None
+        self.clock.jump(ahead)
+        until(lambda: abs(self.do("TIME")[0] - time.time() - ahead) < 60)
 
     def kill(self) -> None:
         """Stop it without notice."""
@@ -95,8 +113,8 @@ class RedisServer:
 class RedisCluster:
     """Three primaries, and a replica of each."""
 
-    def __init__(self, engine: str, *, node_timeout: int = 1000) -> None:
-        """node_timeout: milliseconds after which a node that says nothing is replaced."""
+    def __init__(self, engine: str, *, node_timeout: int = 1000, jumps: bool = False) -> None:
+        """node_timeout: milliseconds after which a node that says nothing is replaced. jumps: whether their clocks can be set."""
         self.nodes = [
             RedisServer(
                 engine,
@@ -105,6 +123,7 @@ class RedisCluster:
                 f"cluster-node-timeout {node_timeout}",
                 "cluster-replica-validity-factor 0",  # a replica takes over also soon after it was started
                 "repl-diskless-sync-delay 0",
+                jumps=jumps,
             )
             for _ in range(6)
         ]
