@@ -167,6 +167,11 @@ async def _coroutine(work: Awaitable[web.StreamResponse]) -> web.StreamResponse:
     return await work
 
 
+async def waiting(_request: web.Request, _response: web.StreamResponse) -> None:
+    """Wait before an answer is sent, as a host's signal of `on_response_prepare` may."""
+    await asyncio.sleep(0)
+
+
 class Handlers:
     """Interrupts a request's handler of a server, when there is one to interrupt."""
 

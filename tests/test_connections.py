@@ -159,22 +159,12 @@ def test_a_trusted_proxy_may_have_all_connections_and_its_clients_are_counted_by
     book = Book(books, total=5, per_address=2, proxies=("10.0.0.0/8",))
     slots = [book.admit(str(number), "10.0.0.1") for number in range(4)]
     assert all(slots)
-    with contextlib.ExitStack() as stack:
-        begun = [
-            stack.enter_context(book.all.request(slots[0], client))
-            for client in (
-                "192.0.2.1",
-                "192.0.2.1",
-                "192.0.2.1",
-                "192.0.2.2",
-                "2001:db8::1",
-                "2001:db8::2",
-                "2001:db8::3",
-            )
-        ]
-        assert begun == [True, True, False, True, True, True, False]
-    with book.all.request(slots[0], "192.0.2.1") as allowed:
-        assert allowed
+    one, other, network = "192.0.2.1", "192.0.2.2", ("2001:db8::1", "2001:db8::2", "2001:db8::3")
+    begun = [book.all.begin_request(slots[0], client) for client in (one, one, one, other, *network)]
+    assert begun == [True, True, False, True, True, True, False]
+    book.all.end_request(slots[0], one)
+    assert book.all.begin_request(slots[0], one)
+    assert not book.all.begin_request(slots[0], one)
     assert book.admit("direct", "192.0.2.9")
     assert book.admit("direct too", "192.0.2.8")
     assert book.ended == ["direct"]  # a proxy's connections are closed last

@@ -8,9 +8,8 @@ of strangers, unless all connections are in use. An IPv6 /64 network counts as o
 The relying party has a copy of this module, and one test compares them (tests/test_connections.py).
 """
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -120,25 +119,28 @@ class Connections:
         """Close the connection that has been idle longest, of the address that has most; False when none is idle."""
         return any(self._evict(place) for place in sorted(self._slots, key=self._size, reverse=True))
 
-    @contextlib.contextmanager
-    def request(self, slot: Slot, client: str) -> Iterator[bool]:
-        """Count a request that a proxy passes on for the address `client`; False when that one has too many."""
+    def begin_request(self, slot: Slot, client: str) -> bool:
+        """Count a request that a proxy passes on for the address `client`, until `end_request`; False, and it is not counted, when
+        that address has too many.
+        """
         if slot.address is not None:
-            yield True
-            return
+            return True
         place = neighbourhood(client)
         number = self._requests.get(place, 0)
         if number >= self.limits.per_address:
             self._tell("refused", "requests behind a proxy are refused: their address has as many as may be")
-            yield False
-            return
+            return False
         self._requests[place] = number + 1
-        try:
-            yield True
-        finally:
-            self._requests[place] -= 1
-            if not self._requests[place]:
-                del self._requests[place]
+        return True
+
+    def end_request(self, slot: Slot, client: str) -> None:
+        """Count a request no more for which `begin_request` was True."""
+        if slot.address is not None:
+            return
+        place = neighbourhood(client)
+        self._requests[place] -= 1
+        if not self._requests[place]:
+            del self._requests[place]
 
     def _size(self, place: str | None) -> int:
         return -1 if place is None else len(self._slots[place])  # a proxy's are closed last

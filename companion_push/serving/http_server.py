@@ -9,6 +9,7 @@ line for each, without a byte of the request, and in a flood a few lines a minut
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import shlex
@@ -16,6 +17,7 @@ import socket
 import ssl
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, cast
@@ -198,13 +200,63 @@ class _Server(web.Server):
         return request.clone(**changes) if changes else request
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOver:
+    """A connection that aiohttp has let go of."""
+
+    transport: asyncio.Transport
+    early: bytearray  # what came behind the request
+    gone: Callable[[], None]  # to be called when the connection is lost
+
+
+def hand_over(request: web.Request, protocol: asyncio.Protocol) -> HandedOver:
+    """Take the connection of a request whose answer, an upgrade, has been sent, and give it to `protocol`.
+
+    aiohttp lets go of it at once, and of the request when its handler returns. In the books of `Runner` it stays in use, by the same client.
+    `ConnectionResetError` when it is lost.
+    """
+    http, transport = request.protocol, request.transport
+    if transport is None:
+        raise ConnectionResetError("the connection was lost before its upgrade was answered")
+    early = _Early()
+    http.set_parser(cast("Any", early))
+    transport.set_protocol(protocol)
+    gone = http.hand_over() if isinstance(http, _Connection) else _nothing
+    http.transport = None  # else aiohttp would close it
+    http.connection_lost(None)
+    return HandedOver(transport=transport, early=early.data, gone=gone)
+
+
+class _Early:
+    """Keeps what came behind a request that is upgraded. aiohttp gives it what it gives its own parser of websockets."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self.data += data
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """Do nothing: aiohttp is told that the connection is lost, which is not so."""
+
+
+def _nothing() -> None:
+    """Another server has no books."""
+
+
+def _end(connections: Connections, slot: Slot, client: str) -> None:
+    connections.end_request(slot, client)
+    connections.release(slot)
+
+
 class _Connection(web.RequestHandler):
     """One connection, with the deadline of its phase: head, then none while it is in use, then idle.
 
     aiohttp's own timer looks at nothing but idling; it is left at its default of an hour.
     """
 
-    __slots__ = ("_connections", "_deadline", "_idle", "_slot", "_wire")
+    __slots__ = ("_client", "_connections", "_deadline", "_idle", "_slot", "_wire")
 
     def __init__(self, server: _Server, connections: Connections, slot: Slot | None, **more: Any) -> None:
         super().__init__(server, **more)
@@ -212,6 +264,7 @@ class _Connection(web.RequestHandler):
         self._wire: asyncio.Transport | None = None  # aiohttp forgets its own before the last bytes are sent
         self._deadline: asyncio.TimerHandle | None = None
         self._idle = False
+        self._client = ""  # of the request that is being answered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._wire = wire = cast("asyncio.Transport", transport)
@@ -247,14 +300,24 @@ class _Connection(web.RequestHandler):
         self._idle = False
         self._within(None)
         self._connections.use(slot, in_use=True)
+        allowed = self._connections.begin_request(slot, client)
+        self._client = client
         try:
-            with self._connections.request(slot, client) as allowed:
-                yield allowed
+            yield allowed
         finally:
-            self._connections.use(slot, in_use=False)
-            if self._wire is not None:
-                self._idle = True
-                self._within(self._connections.limits.idle, "idle")
+            if self._slot is not None:  # else it was handed over, and stays in use
+                if allowed:
+                    self._connections.end_request(slot, client)
+                self._connections.use(slot, in_use=False)
+                if self._wire is not None:
+                    self._idle = True
+                    self._within(self._connections.limits.idle, "idle")
+
+    def hand_over(self) -> Callable[[], None]:
+        """Leave the connection's slot, and the request that is counted, to whoever has the connection now; returns what ends both."""
+        slot, self._slot, self._wire = self._slot, None, None
+        assert slot is not None  # noqa: S101  for mypy: `in_use` has looked
+        return functools.partial(_end, self._connections, slot, self._client)
 
     def _within(self, seconds: float | None, phase: str = "") -> None:
         """Set the deadline of a phase, in place of the one before; None for none."""

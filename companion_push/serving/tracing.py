@@ -39,11 +39,12 @@ def tracing(scope: str, provider: "TracerProvider | None" = None) -> "Tracing | 
 class Span:
     """A span that is being made."""
 
-    __slots__ = ("_api", "_span")
+    __slots__ = ("_api", "_span", "kept")
 
     def __init__(self, span: "trace.Span", api: ModuleType) -> None:
         """api: the module `opentelemetry.trace`."""
         self._span, self._api = span, api
+        self.kept = False
 
     def note(self, name: str, value: str | int | bool) -> None:  # noqa: FBT001  a value
         """Set an attribute: a value of this program's own, of which there are only so many."""
@@ -61,6 +62,16 @@ class Span:
             self.note(ERROR_TYPE, error or str(status))
         if status >= 500:  # in a server's span, what is the caller's own fault is no failure
             self._span.set_status(self._api.StatusCode.ERROR)
+
+    @property
+    def records(self) -> bool:
+        """Whether anybody will read it."""
+        return bool(self._span.is_recording())
+
+    def keep(self) -> "Span":
+        """Let it last beyond the request or call that it is made for; whoever keeps it ends it."""
+        self.kept = True
+        return self
 
     def end(self) -> None:
         self._span.end()
@@ -108,8 +119,11 @@ class Tracing:
 
     @contextlib.contextmanager
     def _current(self, name: str, **how: Any) -> Iterator[Span]:
-        span = self._tracer.start_span(name, **how)
-        with self._api.use_span(
-            span, end_on_exit=True, record_exception=False, set_status_on_exception=False
-        ):
-            yield Span(span, self._api)
+        started = self._tracer.start_span(name, **how)
+        span = Span(started, self._api)
+        try:
+            with self._api.use_span(started, record_exception=False, set_status_on_exception=False):
+                yield span
+        finally:
+            if not span.kept:
+                span.end()

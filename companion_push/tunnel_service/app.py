@@ -15,10 +15,11 @@ does not answer. Logs hold counts, sizes and durations, and never an ID.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import hdrs, web
@@ -26,7 +27,7 @@ from aiohttp import hdrs, web
 from companion_push import waking
 from companion_push.serving.http_server import http_logger, problem
 from companion_push.serving.rate_limit import Policy, limit_headers
-from companion_push.serving.tracing import Tracing, tracing
+from companion_push.serving.tracing import Span, Tracing, tracing
 from companion_push.serving.webhook import Webhook
 from companion_push.tunnel_service.contacts import KnownContacts
 from companion_push.tunnel_service.hook import WakeHook
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 
     from companion_push.tunnel_service.metrics import TunnelMetrics
 
+# for the ends at shutdown: each has `websocket.CLOSE_TIMEOUT` to answer the close frame and as long again to end its connection
+CLOSING_SECONDS: Final = 5.0
 FULL_SECONDS: Final = 5  # until who found no room, or a service that stops, asks again
 
 NODES: Final = range(256)
@@ -125,6 +128,14 @@ async def drain(app: web.Application, seconds: float, *, cut: "asyncio.Future[No
         logger.warning("%d tunnels were still open when the service stopped", len(endpoints))
 
 
+class Upgraded(web.StreamResponse):
+    """The answer to an end's upgrade: the tunnel has its connection."""
+
+    def __init__(self, opened: OpenTunnel, end: End, headers: Mapping[str, str]) -> None:
+        super().__init__(status=101, headers=headers)
+        self.opened, self.end = opened, end
+
+
 class TunnelEndpoints:
     """Serves the endpoints of tunnels, and keeps the tunnels that are open."""
 
@@ -142,6 +153,8 @@ class TunnelEndpoints:
         self.phones = None if contacts is None else Phones(contacts, silence=limits.silence, hook=hook)
         self._prefix = b"" if node is None else bytes([node])
         self._open: dict[Tunnel, OpenTunnel] = {}
+        self._calls: dict[OpenTunnel, tuple[bytes, asyncio.Task[None]]] = {}  # of the hook, for a contact ID
+        self._spans: dict[OpenTunnel, list[tuple[End, Span]]] = {}
         self.metrics: TunnelMetrics | None = None
         self.traces: Tracing | None = None
         self.stopping = False  # no tunnel is opened any more
@@ -164,11 +177,12 @@ class TunnelEndpoints:
         return _refuse(refusal, self.limits)
 
     async def open(self, request: web.Request, path: NewTunnel) -> web.StreamResponse:
-        """Serve the first end, an authenticator: its handler owns the tunnel."""
+        """Serve the first end, an authenticator."""
         tunnel = self._opened(request, path.tunnel_id)
         if isinstance(tunnel, TunnelRefusal):
             return self.refuse(tunnel)
-        return await self._own(tunnel, request, {ROUTING_ID_HEADER: tunnel.routing_id.hex().upper()})
+        headers = {ROUTING_ID_HEADER: tunnel.routing_id.hex().upper()}
+        return await self._serve(request, self._made(tunnel), End.FIRST, headers)
 
     async def contact(self, request: web.Request, path: ContactTunnel) -> web.StreamResponse:
         """Serve the first end, a linked client platform: wake its phone, which is the second."""
@@ -188,12 +202,11 @@ class TunnelEndpoints:
         headers = {SIGNAL_CONNECTION_HEADER: "true"} if signal else {}
         if not self.phones.is_called(phone):
             phone.wake(path.contact_id, tunnel, payload)
-            return await self._own(tunnel, request, headers, signal=signal)
-        try:
-            called = self.phones.call(path.contact_id, tunnel, payload)
-            return await self._own(tunnel, request, headers, signal=signal, called=called)
-        finally:
-            self.phones.called_no_more(path.contact_id)
+            return await self._serve(request, self._made(tunnel, signal=signal), End.FIRST, headers)
+        opened = self._made(tunnel, signal=signal)
+        calling = asyncio.create_task(self._call(path.contact_id, opened, payload))
+        self._calls[opened] = path.contact_id, calling
+        return await self._serve(request, opened, End.FIRST, headers)
 
     def _opened(self, request: web.Request, tunnel_id: bytes) -> Tunnel | TunnelRefusal:
         if self.stopping:
@@ -207,42 +220,25 @@ class TunnelEndpoints:
         self._end_evicted()
         return tunnel
 
-    async def _own(
-        self,
-        tunnel: Tunnel,
-        request: web.Request,
-        headers: Mapping[str, str],
-        *,
-        signal: bool = False,
-        called: Coroutine[Any, Any, bool] | None = None,
-    ) -> web.StreamResponse:
-        """Serve the first end until the tunnel has ended. signal: tell it when the second end has come. called: the call of the
-        hook that wakes the second end; the tunnel ends when nobody takes it.
-        """
-        opened = self._open[tunnel] = OpenTunnel(
-            tunnel, self.hold, self.rendezvous.let_go, self.rendezvous.end, signal=signal
+    def _made(self, tunnel: Tunnel, *, signal: bool = False) -> OpenTunnel:
+        """signal: tell the first end when the second one has come."""
+        opened = OpenTunnel(
+            tunnel, self.hold, self.rendezvous.let_go, self.rendezvous.end, self._over, signal=signal
         )
-        calling = None if called is None else asyncio.create_task(_call(called, opened))
-        try:
-            return await self._serve(request, opened, End.FIRST, headers)
-        finally:
-            del self._open[tunnel]
-            self._tell_end(opened)
-            if self.stopping and not self._open:
-                self.drained.set()
-            if calling is not None:
-                await end_quietly(calling)
+        self._open[tunnel] = opened
+        return opened
 
     async def _serve(
         self, request: web.Request, opened: OpenTunnel, end: End, headers: Mapping[str, str]
     ) -> web.StreamResponse:
-        """Answer the upgrade of an end, give its connection to the tunnel, and wait until that is over."""
+        """Answer the upgrade of an end, and give its connection to the tunnel."""
         limits = self.limits
         accept = accept_key(request.headers)
         assert accept is not None  # noqa: S101  for mypy: `_cable` has looked
-        answer = web.StreamResponse(
-            status=101,
-            headers={
+        answer = Upgraded(
+            opened,
+            end,
+            {
                 hdrs.UPGRADE: "websocket",
                 hdrs.CONNECTION: "Upgrade",
                 hdrs.SEC_WEBSOCKET_ACCEPT: accept,
@@ -251,17 +247,20 @@ class TunnelEndpoints:
             },
         )
         websocket = Websocket(opened, message_size=limits.message_size, silence=limits.silence)
+        opened.coming += 1
         try:
             await take_over(request, answer, websocket)
             opened.take(end, websocket)
-            await asyncio.shield(opened.over)
-        finally:  # which does nothing when it is over
+        except BaseException:
             opened.end(vanished())
-            websocket.abort()
+            raise
+        finally:
+            opened.coming -= 1
+            opened.over_when_lost()
         return answer
 
     async def join(self, request: web.Request, path: ConnectTunnel) -> web.StreamResponse:
-        """Serve the second end: hand its websocket over and wait until the tunnel has ended."""
+        """Serve the second end."""
         if not path.routing_id.startswith(self._prefix):
             return self.refuse(TunnelRefusal.ELSEWHERE)
         tunnel = self.rendezvous.join(path.routing_id, path.tunnel_id, now=_now())
@@ -274,31 +273,56 @@ class TunnelEndpoints:
         self.rendezvous.hold(tunnel, size)
         self._end_evicted()
 
-    def _tell_end(self, opened: OpenTunnel) -> None:
+    def trace(self, answer: Upgraded, span: Span) -> None:
+        """Let the span of an end last as long as its tunnel."""
+        if span.records and answer.opened.tunnel in self._open:
+            self._spans.setdefault(answer.opened, []).append((answer.end, span.keep()))
+
+    def _over(self, opened: OpenTunnel) -> None:
+        """Forget a tunnel that has ended and whose connections are lost, and tell of it."""
         tunnel, ending = opened.tunnel, opened.ending
         assert ending is not None  # noqa: S101  for mypy: it is over
+        del self._open[tunnel]
         if self.metrics is not None:
             self.metrics.ended(tunnel, ending.why)
-        if self.traces is not None:  # the span of the first end, whose handler owns the tunnel
-            self.traces.current().note(_OUTCOME, ending.why)
+        for of_end, span in self._spans.pop(opened, ()):
+            if of_end is End.FIRST:
+                span.note(_OUTCOME, ending.why)
+            span.end()
+        if opened in self._calls:
+            contact_id, calling = self._calls.pop(opened)
+            calling.cancel()
+            assert self.phones is not None  # noqa: S101  for mypy
+            self.phones.called_no_more(contact_id)
         log_end(tunnel, ending.why, seconds=_now() - tunnel.opened)
+        if self.stopping and not self._open:
+            self.drained.set()
+
+    async def _call(self, contact_id: bytes, opened: OpenTunnel, client_payload: bytes) -> None:
+        """Have the hook wake the second end; the tunnel ends when nobody takes the call."""
+        assert self.phones is not None  # noqa: S101  for mypy
+        if not await self.phones.call(contact_id, opened.tunnel, client_payload):
+            opened.end(Ending(why="its phone could not be woken"))
 
     def _end_evicted(self) -> None:
         while self.rendezvous.evicted:
             self._open[self.rendezvous.evicted.pop()].end(evicted())
 
-    def close(self) -> None:
-        """End every tunnel; the handlers return soon after."""
+    async def close(self) -> None:
+        """End every tunnel, and return when their connections are lost."""
         self.stopping = True
         if self.phones is not None:
             self.phones.close()
-        for opened in self._open.values():
+        calls = [calling for _, calling in self._calls.values()]
+        for opened in list(self._open.values()):
             opened.end(Ending(why="the service stops"))
-
-
-async def _call(called: Coroutine[Any, Any, bool], opened: OpenTunnel) -> None:
-    if not await called:
-        opened.end(Ending(why="its phone could not be woken"))
+        if self._open:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSING_SECONDS):
+                    await self.drained.wait()
+        for opened in list(self._open.values()):
+            opened.abort()
+        await end_quietly(*calls)
 
 
 _TUNNELS: Final = web.AppKey("tunnels", TunnelEndpoints)
@@ -329,6 +353,8 @@ async def _trace(
     with traces.request(request.method, route) as span:
         response = await handler(request)
         span.answered(response.status)
+        if isinstance(response, Upgraded):
+            request.app[_TUNNELS].trace(response, span)
         return response
 
 
@@ -398,7 +424,7 @@ async def _watched_loop(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _close_tunnels(app: web.Application) -> None:
-    app[_TUNNELS].close()
+    await app[_TUNNELS].close()
 
 
 async def _close_hook(app: web.Application) -> None:

@@ -41,11 +41,12 @@ class OpenTunnel:
         "_hold",
         "_let_go",
         "_look",
+        "_over",
         "_signal",
         "_unsent",
         "_websockets",
+        "coming",
         "ending",
-        "over",
         "tunnel",
     )
 
@@ -55,18 +56,23 @@ class OpenTunnel:
         hold: Callable[[Tunnel, int], None],
         let_go: Callable[[Tunnel, int], None],
         ended: Callable[[Tunnel], None],
+        over: Callable[["OpenTunnel"], None],
         *,
         signal: bool = False,
     ) -> None:
-        """hold, let_go: count the bytes in flight of all tunnels. ended: nobody may join any more. signal: tell the first end when the second has come."""
+        """hold, let_go: count the bytes in flight of all tunnels. ended: nobody may join any more. over: the connections are lost too.
+        signal: tell the first end when the second has come.
+        """
         self.tunnel = tunnel
-        self._hold, self._let_go, self._ended, self._signal = hold, let_go, ended, signal
+        self._hold, self._let_go, self._ended = hold, let_go, ended
+        self._over: Callable[[OpenTunnel], None] | None = over
+        self._signal = signal
+        self.coming = 0  # ends whose upgrade is being answered
         self._websockets: list[Websocket | None] = [None, None]  # by `End`; one that is lost stays
         self._early: list[bytes] = []  # what the first end said before the second one was there
         self._unsent = [0, 0]  # bytes that each end has not taken
         loop = asyncio.get_running_loop()
         self.ending: Ending | None = None
-        self.over: asyncio.Future[None] = loop.create_future()  # it has ended, and its connections are lost
         self._deadline: asyncio.TimerHandle | None = loop.call_at(tunnel.deadline, self._too_late)
         self._look: asyncio.TimerHandle | None = None  # at an end that does not take what it is sent
 
@@ -100,7 +106,25 @@ class OpenTunnel:
         for websocket, code in zip(self._websockets, ending.codes, strict=True):
             if websocket is not None:
                 websocket.close(code)
-        self._over_when_lost()
+        self.over_when_lost()
+
+    def abort(self) -> None:
+        """End the tunnel's connections at once."""
+        for websocket in self._websockets:
+            if websocket is not None:
+                websocket.abort()
+
+    def over_when_lost(self) -> None:
+        """Tell that the tunnel is over, unless a connection of it is left, or is coming."""
+        if (
+            self.ending is None
+            or self.coming
+            or not all(each is None or each.lost for each in self._websockets)
+        ):
+            return
+        over, self._over = self._over, None
+        if over is not None:
+            over(self)
 
     def message(self, websocket: Websocket, data: bytes) -> None:
         """Carry a message to the other end. This and what follows is called by its websockets (`Listener`)."""
@@ -126,7 +150,7 @@ class OpenTunnel:
 
     def ended(self, _websocket: Websocket, code: int | None) -> None:
         self.end(_left() if code in _GOODBYE else vanished())
-        self._over_when_lost()
+        self.over_when_lost()
 
     def silent(self, websocket: Websocket) -> None:
         self.end(_silent(self._end_of(websocket), "an end went silent"))
@@ -181,10 +205,6 @@ class OpenTunnel:
             self.end(Ending(why="its time was up"))
         else:  # joining has moved it
             self._deadline = loop.call_at(self.tunnel.deadline, self._too_late)
-
-    def _over_when_lost(self) -> None:
-        if not self.over.done() and all(each is None or each.lost.done() for each in self._websockets):
-            self.over.set_result(None)
 
     def _end_of(self, websocket: Websocket) -> End:
         return End.FIRST if websocket is self._websockets[End.FIRST] else End.SECOND

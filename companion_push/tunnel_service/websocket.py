@@ -1,6 +1,6 @@
 """One end's websocket, the server's side (RFC 6455): what a tunnel needs of it, and no more.
 
-aiohttp reads the request and answers it; `take_over` takes the connection from it then. There is no task, no queue and no timer for
+aiohttp reads the request and answers it; `take_over` takes the connection from it then, and nothing of aiohttp's stays. There is no task, no queue and no timer for
 a message: what has been read is parsed at once, told to the tunnel, and written to the other end within the same call.
 """
 
@@ -9,11 +9,14 @@ import base64
 import binascii
 import hashlib
 import socket
+from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from aiohttp import WSCloseCode, hdrs, web
 from multidict import CIMultiDictProxy
+
+from companion_push.serving.http_server import hand_over
 
 CLOSE_TIMEOUT: Final = (
     1.0  # seconds an end has to answer our close frame, and as many to take the connection's end
@@ -96,31 +99,12 @@ def _holds(headers: CIMultiDictProxy[str], name: str, token: str) -> bool:
 async def take_over(request: web.Request, answer: web.StreamResponse, websocket: "Websocket") -> None:
     """Send `answer`, the 101 to an upgrade, and give the connection to `websocket`. `ConnectionError` when it is lost.
 
-    The handler returns `answer` once `websocket.lost` is done, and not before: aiohttp would read the next request.
+    The handler returns `answer` then: nothing of aiohttp's stays with the connection.
     """
     answer.force_close()
     await answer.prepare(request)
-    http, transport = request.protocol, request.transport
-    if transport is None:
-        raise ConnectionResetError("the connection was lost before its upgrade was answered")
-    early = _Early()
-    http.set_parser(cast("Any", early))  # which is given what came behind the request
-    transport.set_protocol(websocket)
-    websocket.begin(transport, http, early.data)
-
-
-class _Early:
-    """Keeps what came behind a request that is upgraded. aiohttp gives it what it gives its own parser of websockets."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        self.data += data
-        return False, b""
-
-    def feed_eof(self) -> None:
-        """The connection is lost, of which the websocket hears by itself."""
+    connection = hand_over(request, websocket)
+    websocket.begin(connection.transport, connection.early, connection.gone)
 
 
 class _Malformed(Exception):  # noqa: N818  never leaves this module
@@ -134,8 +118,8 @@ class Websocket(asyncio.Protocol):
         "__weakref__",
         "_closing",
         "_deaf",
+        "_gone",
         "_heard",
-        "_http",
         "_listener",
         "_looking",
         "_loop",
@@ -164,8 +148,8 @@ class Websocket(asyncio.Protocol):
         self._listener: Listener | None = listener
         self._message_size, self._silence = message_size, silence
         self._transport: asyncio.Transport | None = None
-        self._http: web.RequestHandler | None = None
-        self.lost: asyncio.Future[None] = self._loop.create_future()  # the connection is
+        self._gone: Callable[[], None] | None = None
+        self.lost = False  # the connection is
         self.full = False  # the peer has not taken all that was sent to it
         self.full_since = 0.0
         self.owes_pong = False  # which waits because the peer takes none
@@ -182,9 +166,12 @@ class Websocket(asyncio.Protocol):
         self._pinged: float | None = None  # when, while it has not answered
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, transport: asyncio.Transport, http: web.RequestHandler, early: bytearray) -> None:
-        """Take the connection, and make its buffers small: what waits in them is in flight. early: what has been read from it."""
-        self._transport, self._http, self._rest = transport, http, early
+    def begin(self, transport: asyncio.Transport, early: bytearray, gone: Callable[[], None]) -> None:
+        """Take the connection, and make its buffers small: what waits in them is in flight.
+
+        early: what has been read from it. gone: is called when it is lost.
+        """
+        self._transport, self._rest, self._gone = transport, early, gone
         transport.set_write_buffer_limits(high=1)  # full until the kernel has taken it; 0 would stop TLS
         if hasattr(transport, "set_read_buffer_limits"):  # of TLS
             transport.set_read_buffer_limits(high=SOCKET_BUFFER)
@@ -247,21 +234,20 @@ class Websocket(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        http, listener = self._http, self._listener
-        self._closing, self._transport, self._http, self._listener = True, None, None, None
+    def connection_lost(self, _exc: Exception | None) -> None:
+        gone, listener = self._gone, self._listener
+        self._closing, self._transport, self._gone, self._listener = True, None, None, None
         self._within(None)
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
         self._rest, self._whole, self._wide = bytearray(), None, 0
         self.full = self.owes_pong = False
-        if not self.lost.done():
-            self.lost.set_result(None)
+        self.lost = True
+        if gone is not None:
+            gone()
         if listener is not None:
             listener.ended(self, None)
-        if http is not None:
-            http.connection_lost(exc)
 
     def pause_writing(self) -> None:
         self.full, self.full_since = True, self._loop.time()

@@ -240,10 +240,12 @@ class _Connection(web.RequestHandler):
         self._idle = False
         self._within(None)
         self._connections.use(slot, in_use=True)
+        allowed = self._connections.begin_request(slot, client)
         try:
-            with self._connections.request(slot, client) as allowed:
-                yield allowed
+            yield allowed
         finally:
+            if allowed:
+                self._connections.end_request(slot, client)
             self._connections.use(slot, in_use=False)
             if self._wire is not None:
                 self._idle = True

@@ -13,7 +13,7 @@ import hmac
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -381,7 +381,7 @@ _LONGEST: Final = 130  # bytes of a message
 async def _said(parts: Sequence[bytes]) -> list[object]:
     told = _Told()
     websocket = Websocket(told, message_size=_LONGEST, silence=3600)
-    websocket.begin(_End(), cast("Any", None), bytearray())
+    websocket.begin(_End(), bytearray(), lambda: None)
     for part in parts:
         websocket.data_received(part)
         while websocket._looking is not None:  # noqa: ASYNC110  others have their turn

@@ -111,8 +111,8 @@ async def test_nothing_of_a_tunnel_is_kept_when_it_has_ended(
 ) -> None:
     real, kept = Websocket.begin, weakref.WeakSet[Any]()
 
-    def noted(websocket: Websocket, transport: Any, http: Any, early: bytearray) -> None:
-        real(websocket, transport, http, early)
+    def noted(websocket: Websocket, *given: Any) -> None:
+        real(websocket, *given)
         kept.add(websocket)
 
     monkeypatch.setattr(Websocket, "begin", noted)

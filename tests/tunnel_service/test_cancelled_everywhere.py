@@ -11,7 +11,9 @@ from companion_push.tunnel_service.app import _TUNNELS, make_app
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
 from headless_passkey.net.tunnel import open_tunnel
-from tests.open_things import Handlers, Interruption, cancel_everywhere
+from tests.open_things import Handlers, Interruption, cancel_everywhere, waiting
+
+PATIENCE = 20.0  # seconds; a safety net
 
 
 @pytest.mark.parametrize("again", [None, 1, 2], ids=["once", "and at once", "and two later"])
@@ -19,6 +21,7 @@ from tests.open_things import Handlers, Interruption, cancel_everywhere
 async def test_a_handler(loopback_certificate: Certificate, which: str, again: int | None) -> None:
     handlers, tls = Handlers(), loopback_certificate.client_context()
     app = handlers.added_to(make_app())
+    app.on_response_prepare.append(waiting)  # the one thing that a handler of an end waits for
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
@@ -40,7 +43,9 @@ async def test_a_handler(loopback_certificate: Certificate, which: str, again: i
 
         await one(Interruption(at=0))
         assert await cancel_everywhere(one, again=(again,)) >= 1
-        assert not app[_TUNNELS]._open
+        async with asyncio.timeout(PATIENCE):
+            while app[_TUNNELS]._open:  # noqa: ASYNC110  the service's side of the last connections
+                await asyncio.sleep(0)
         assert len(app[_TUNNELS].rendezvous) == 0
     finally:
         await runner.cleanup()

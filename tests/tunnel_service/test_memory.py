@@ -75,8 +75,8 @@ async def serving(monkeypatch: pytest.MonkeyPatch, **limits: int) -> AsyncIterat
     connections: list[Websocket] = []
     begin = Websocket.begin
 
-    def noted(websocket: Websocket, transport: asyncio.Transport, http: Any, early: bytearray) -> None:
-        begin(websocket, transport, http, early)
+    def noted(websocket: Websocket, *given: Any) -> None:
+        begin(websocket, *given)
         connections.append(websocket)
 
     monkeypatch.setattr(Websocket, "begin", noted)

@@ -33,7 +33,7 @@ from companion_push.waking import (
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.tunnel_url import connect_url, contact_url
 from headless_passkey.net.tunnel import Tunnel, open_tunnel
-from tests.open_things import Handlers, Interruption, cancel_everywhere
+from tests.open_things import Handlers, Interruption, cancel_everywhere, waiting
 
 SECRET, OTHER = bytes(range(32)), bytes(32)
 PAYLOAD = bytes(range(33))
@@ -132,6 +132,8 @@ def start(loopback_certificate: Certificate, tmp_path: Path) -> Start:
     async def service(handlers: Handlers | None = None, **limits: float) -> AsyncIterator[Service]:
         known = KnownContacts(tmp_path / "contacts", ContactLimits(**limits))  # type: ignore[arg-type]
         app = make_app(Limits(), contacts=known)
+        if handlers is not None:
+            app.on_response_prepare.append(waiting)
         runner = web.AppRunner(
             app if handlers is None else handlers.added_to(app), access_log=None, shutdown_timeout=1
         )
@@ -382,7 +384,7 @@ async def test_a_service_that_stops_wakes_no_phone_and_closes_their_connections(
             async with service.phone():
                 pass
         assert refused.value.status == 503
-        service.endpoints.close()
+        await service.endpoints.close()
         assert await phone.closed() == 1001
 
 
