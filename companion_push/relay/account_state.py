@@ -34,7 +34,7 @@ class AccountState:
 
     def at(self, now: float) -> "AccountState":
         """The state without what is forgotten at `now`. It is itself where nothing is."""
-        if all(end > now for end in self._ends()):
+        if min(self._ends(), default=math.inf) > now:
             return self
         return replace(
             self,
@@ -48,8 +48,9 @@ class AccountState:
         """When time may change a live request, or forgets an outcome or the last that there is. Minus infinity: at any moment,
         with the lease of a claim that stores do not know.
         """
-        times = (_changes_at(each) if each.live else each.forgotten_at for each in self.requests)
-        return min(times, default=self.ends_at())
+        if not self.requests:
+            return self.ends_at()
+        return min(_changes_at(each) if each.live else each.forgotten_at for each in self.requests)
 
     def ends_at(self) -> float:
         """When all of it is forgotten; minus infinity for an empty one."""
@@ -74,7 +75,10 @@ class AccountState:
     def with_requests(self, changed: Iterable[Request]) -> "AccountState":
         """The state with these requests in place of those with their keys. Of the outcomes the newest ones stay."""
         requests = {each.key: each for each in self.requests}
-        requests.update({each.key: each for each in changed})
+        new = {each.key: each for each in changed}
+        if new.keys() <= requests.keys() and all(each.live for each in new.values()):  # nothing is over
+            return replace(self, requests=tuple(new.get(key, each) for key, each in requests.items()))
+        requests.update(new)
         newest_first = sorted(requests.values(), key=lambda each: (each.submitted_at, each.key), reverse=True)
         kept: list[Request] = []
         over: Counter[str] = Counter()
