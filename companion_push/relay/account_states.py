@@ -102,20 +102,22 @@ class SqlStates:
 
     def cas(self, write: Write) -> Value | None:
         if self._written(write):
-            keys = [(write.account, each.device, each.request, each.recipient) for each in write.erased]
-            self._db.executemany(
-                "DELETE FROM envelopes WHERE account = ? AND device = ? AND request = ? AND recipient = ?",
-                keys,
-            )
-            rows = [
-                (write.account, key.device, key.request, key.recipient, sealed)
-                for key, sealed in write.sealed.items()
-            ]
-            self._db.executemany(
-                "INSERT INTO envelopes VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (account, device, request, recipient) DO UPDATE SET sealed = excluded.sealed",
-                rows,
-            )
+            if write.erased:
+                keys = [(write.account, each.device, each.request, each.recipient) for each in write.erased]
+                self._db.executemany(
+                    "DELETE FROM envelopes WHERE account = ? AND device = ? AND request = ? AND recipient = ?",
+                    keys,
+                )
+            if write.sealed:
+                rows = [
+                    (write.account, key.device, key.request, key.recipient, sealed)
+                    for key, sealed in write.sealed.items()
+                ]
+                self._db.executemany(
+                    "INSERT INTO envelopes VALUES (?, ?, ?, ?, ?)"
+                    " ON CONFLICT (account, device, request, recipient) DO UPDATE SET sealed = excluded.sealed",
+                    rows,
+                )
             return None
         return self.load(write.account)
 

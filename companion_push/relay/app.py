@@ -27,6 +27,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -941,11 +942,18 @@ class RelayEndpoints:
                 self._tell(answer)
                 done.set_result(answer)
                 return done
-            rest = self._wait_for_disk(store, answer)
+            self._keep(done)
+            # no task of its own: this is what a submit and a claim wait for
+            store.on_disk().add_done_callback(partial(self._on_disk, answer, done, began, span))
+            return done
         transaction = asyncio.ensure_future(self._rest(rest, began, span))
+        self._keep(transaction)
+        return transaction
+
+    def _keep(self, transaction: "asyncio.Future[Answer]") -> None:
+        """Keep a transaction until it is done."""
         self._transactions.add(transaction)
         transaction.add_done_callback(self._transactions.discard)
-        return transaction
 
     async def _wait_for_turn(
         self, store: Store, work: Callable[[Transaction], Answer], committed: Callable[[Answer], None]
@@ -969,9 +977,22 @@ class RelayEndpoints:
         """Bring an account's state up to what the database says, in a transaction of its own."""
         await self.run("", operations.settle(account), called=False)
 
-    async def _wait_for_disk(self, store: Store, answer: Answer) -> Answer:
-        await store.on_disk()
-        return answer
+    def _on_disk(
+        self,
+        answer: Answer,
+        done: "asyncio.Future[Answer]",
+        began: float,
+        span: Span | None,
+        on_disk: "asyncio.Future[None]",
+    ) -> None:
+        """End a transaction that waited for the disk. began: by the event loop's clock."""
+        error = on_disk.exception()
+        self._transacted(began, span, error)
+        if error is not None:
+            done.set_exception(error)
+            return
+        self._tell(answer)
+        done.set_result(answer)
 
     async def _rest(self, rest: Coroutine[Any, Any, Answer], began: float, span: Span | None) -> Answer:
         """What of a transaction waits for something. began: by the event loop's clock."""

@@ -31,12 +31,10 @@ _APPLICATION_ID: Final = 0x68704B32  # "hpK2" in the file's header: a store of t
 _EARLIER_ID: Final = 0x68704B31  # "hpK1": of a version whose rings nobody reads any more
 _BUSY_SECONDS: Final = 5.0  # for an `account add` beside a running relay
 _BUSY_PAUSE: Final = 0.005  # seconds until a locked store is tried again
-CHECKPOINT: Final = (
-    4 << 20
-)  # bytes of the write-ahead log from which it is copied into the file, as SQLite would by itself
-_TOO_LONG: Final = (
-    8 * CHECKPOINT
-)  # of a log that never comes to its end under load: transactions wait for this copy
+# when the write-ahead log is copied into the file: after so many commits, which write some 4 MiB, or when it grows by so many bytes
+COMMITS: Final = 256
+CHECKPOINT: Final = 4 << 20
+_TOO_LONG: Final = 8 * CHECKPOINT  # bytes of a log that is not kept for what comes next
 
 T = TypeVar("T")
 
@@ -49,14 +47,18 @@ class Database:
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="store")  # one syncs, one copies
         self._connection: sqlite3.Connection
         self._checkpoints: sqlite3.Connection  # of the thread
-        self._files: dict[Path, tuple[int, int] | None] = {}  # the open files, by device and inode
+        self._files: dict[str, tuple[int, int] | None] = {}  # the open files, by device and inode
         self._log = -1  # the write-ahead log's descriptor
         self._turn = asyncio.Lock()  # of transactions while the store is locked
         self._commits = 0
         self._synced = 0  # so many commits are on the disk
-        self._syncing: asyncio.Future[None] | None = None  # it covers the commits of before it began
-        self._next: asyncio.Future[None] | None = None  # it begins when that one is over
+        self._is_syncing = False
+        self._covered = 0  # so many commits are on the disk when that sync is over: those of before it began
+        self._served: list[asyncio.Future[None]] = []  # who waits for it
+        self._waiting: list[asyncio.Future[None]] = []  # for the next one, which begins when that one is over
         self._copying: asyncio.Future[None] | None = None
+        self._copied = 0  # so many commits were copied, or are being so
+        self._kept = 0  # bytes of the log that are written over
         self._damage: str | None = None  # why nothing is taken any more
 
     async def transact(
@@ -138,64 +140,104 @@ class Database:
                 f"the store is no longer the file at {self._path}: put it back, or start again with the one that is there"
             )
 
-    async def on_disk(self) -> None:
-        """Wait until every commit of before is on the disk."""
+    def on_disk(self) -> "asyncio.Future[None]":
+        """Wait until every commit of before is on the disk: from now on, whenever the future is awaited."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.is_on_disk:
+            done.set_result(None)
+            return done
+        if self._is_syncing and self._covered == self._commits:
+            self._served.append(done)
+            return done
+        self._waiting.append(done)
+        if not self._is_syncing:
+            self._begin_sync()
+        return done
+
+    def _begin_sync(self) -> None:
+        """Begin a sync for all who wait."""
+        self._served, self._waiting = self._waiting, []
+        if self._damage is not None:  # a sync of before has failed
+            self._end_waiting(StoreUnavailable(self._damage))
             return
-        if self._next is None:
-            self._next = asyncio.ensure_future(self._sync(self._syncing))
-            self._next.add_done_callback(_heard)
-        await asyncio.shield(self._next)
+        self._covered, self._is_syncing = self._commits, True
+        self._threads.submit(self._sync, asyncio.get_running_loop())
 
-    async def _sync(self, before: "asyncio.Future[None] | None") -> None:
-        """Sync once the sync of before is over."""
-        if before is not None and not before.done():
-            await asyncio.wait([before])
-        self._syncing, self._next = self._next, None
-        commits = self._commits
-        self._check()  # a sync of before may have failed
+    def _sync(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Sync the write-ahead log, in a thread."""
+        size, failed = 0, None
         try:
-            size = await self._in_thread(self._sync_log)
+            os.fdatasync(self._log)
+            size = os.fstat(self._log).st_size
         except OSError as error:
-            self._damage = f"the store could not be written to the disk ({error.strerror}): start again"
-            raise StoreUnavailable(self._damage) from error
-        self._synced = commits
-        if size > CHECKPOINT and (self._copying is None or self._copying.done()):
-            self._copying = asyncio.ensure_future(self._copy())
+            failed = error
+        loop.call_soon_threadsafe(self._end_sync, size, failed)
 
-    async def _copy(self) -> None:
-        """Copy the write-ahead log into the file (a checkpoint), and empty it.
+    def _end_sync(self, size: int, failed: OSError | None) -> None:
+        """size: bytes that the log has."""
+        self._is_syncing = False
+        if failed is not None:
+            self._damage = f"the store could not be written to the disk ({failed.strerror}): start again"
+            error = StoreUnavailable(self._damage)
+            error.__cause__ = failed
+            self._end_waiting(error)
+        else:
+            self._synced = self._covered
+            self._end_waiting()
+            is_long = size > self._kept + CHECKPOINT or self._synced >= self._copied + COMMITS
+            if is_long and (self._copying is None or self._copying.done()):
+                self._copying = asyncio.ensure_future(self._copy(size))
+        if self._waiting:
+            self._begin_sync()
 
-        Most is copied beside transactions; they wait while the rest is.
+    def _end_waiting(self, error: StoreUnavailable | None = None) -> None:
+        """End the waiting of those whom the sync serves, and who wait still."""
+        served, self._served = self._served, []
+        for each in served:
+            if each.done():
+                continue
+            if error is None:
+                each.set_result(None)
+            else:
+                each.set_exception(error)
+                each.exception()  # nobody may be waiting any more; the next transaction says it
+
+    async def _copy(self, size: int) -> None:
+        """Copy the write-ahead log into the file (a checkpoint), and begin it again. size: bytes of the log.
+
+        Most is copied beside transactions; they wait while the rest is. The log keeps its bytes, which are written over: that is
+        on the disk sooner than what makes a file longer.
         """
+        self._copied = self._commits
         with contextlib.suppress(
             sqlite3.Error
         ):  # what is acknowledged is in the log; the next one may succeed
             await self._in_thread(lambda: self._checkpoint("PASSIVE"))
             async with self._turn:
-                await self._in_thread(lambda: self._checkpoint("TRUNCATE"))
+                await self._in_thread(lambda: self._checkpoint("RESTART" if size < _TOO_LONG else "TRUNCATE"))
+        self._kept = size if size < _TOO_LONG else 0
 
     def _checkpoint(self, how: str) -> None:
         self._checkpoints.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
-
-    def _sync_log(self) -> int:
-        """Sync the write-ahead log; returns the bytes that it has."""
-        os.fdatasync(self._log)
-        return os.fstat(self._log).st_size
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def _settled(self) -> None:
         """Wait for the syncs and the copy that are under way."""
-        await until_done(*(each for each in (self._syncing, self._next, self._copying) if each is not None))
+        while self._is_syncing:
+            over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._served.append(over)
+            await until_done(over)
+        if self._copying is not None:
+            await until_done(self._copying)
 
     def _open(self) -> None:
         with _translated(self._path):
             _make_private_file(self._path)
             self._connection = _connect(self._path)
             _migrate(self._connection)
-            # from here on commits are synced by `_sync_log`, and the log is copied by `_checkpoint`
+            # from here on commits are synced by `_sync`, and the log is copied by `_checkpoint`
             for pragma in ("synchronous=NORMAL", "wal_autocheckpoint=0", "busy_timeout=0"):
                 self._connection.execute(f"PRAGMA {pragma}").fetchall()
             self._checkpoints = _connect(self._path)
@@ -203,7 +245,8 @@ class Database:
             log, _ = _companions(self._path)
             self._log = os.open(log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             _sync_folder(self._path.parent)  # the log's name is in it
-            self._files = {path: _identity(path) for path in (self._path, *_companions(self._path))}
+            paths = map(str, (self._path, *_companions(self._path)))
+            self._files = {path: _identity(path) for path in paths}
 
     def _close(self) -> None:
         self._threads.shutdown()  # an opening that was cancelled goes on in its thread
@@ -212,12 +255,6 @@ class Database:
                 getattr(self, connection).close()
         if self._log >= 0:
             os.close(self._log)
-
-
-def _heard(sync: "asyncio.Future[None]") -> None:
-    """Take the error of a sync for which nobody waits any more; the next transaction says it."""
-    if not sync.cancelled():
-        sync.exception()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -358,10 +395,10 @@ def _refuse_others(path: Path, status: os.stat_result) -> None:
         raise
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: str) -> tuple[int, int] | None:
     """The identity of the file at `path`, device and inode; None without one."""
     try:
-        found = os.stat(path)  # noqa: PTH116  as a method it costs twice as much, several times a transaction
+        found = os.stat(path)  # noqa: PTH116  a `Path` costs twice as much, several times a transaction
     except OSError:
         return None
     return found.st_dev, found.st_ino
@@ -508,7 +545,7 @@ MIGRATIONS: Final = (
         recipient TEXT NOT NULL,
         sealed BLOB NOT NULL,
         PRIMARY KEY (account, device, request, recipient)
-    ) STRICT;
+    ) STRICT, WITHOUT ROWID;
 
     -- the newest word of each companion about the ring that it holds
     CREATE TABLE words (

@@ -7,6 +7,7 @@ clocks of the relays decide nothing.
 A relay holds a shared advisory lock of its listening connection; a command that needs the database for itself takes it alone.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from time import monotonic, sleep
@@ -98,8 +99,11 @@ class PostgresStore(database.Database):
     def is_on_disk(self) -> bool:
         return True
 
-    async def on_disk(self) -> None:
+    def on_disk(self) -> "asyncio.Future[None]":
         """Every commit is on the disk when it is done."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
 
     def time_of(self, db: Transaction) -> float:
         """When a transaction began, by the server's clock."""

@@ -1,5 +1,6 @@
 """The relay's store, wherever it is."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -42,8 +43,8 @@ class Store(Protocol):
         """Whether every commit is on the disk."""
         ...
 
-    async def on_disk(self) -> None:
-        """Wait until every commit of before is on the disk."""
+    def on_disk(self) -> "asyncio.Future[None]":
+        """Wait until every commit of before is on the disk: from now on, whenever the future is awaited."""
         ...
 
     def time_of(self, db: Transaction) -> float:

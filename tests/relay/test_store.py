@@ -4,13 +4,18 @@ import asyncio
 import errno
 import fcntl
 import os
+import random
+import shutil
 import sqlite3
 import stat
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
+from typing import Final
 
 import pytest
 import pytest_asyncio
@@ -232,35 +237,154 @@ async def test_a_sync_that_fails_acknowledges_nothing_then_and_later(
         assert await again.transact(names, durable=lambda _: False) == ["alice", "bert", "cleo"]
 
 
+async def test_nobody_is_told_what_is_not_on_the_disk(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks, and whenever: also while a sync is under way that began before the change, or with it."""
+    committed: list[str] = []
+    on_disk: set[str] = set()
+
+    def sync(_descriptor: int) -> None:
+        written = set(committed)
+        sleep(chance.random() / 1000)
+        on_disk.update(written)
+
+    async def writer(number: int) -> None:
+        for each in range(20):
+            name = f"{number} {each}"
+            await database.transact(
+                lambda db, name=name: add(db, name),  # type: ignore[misc]
+                committed=lambda _, name=name: committed.append(name),  # type: ignore[misc]
+            )
+            assert name in on_disk
+
+    async def reader() -> None:
+        while len(on_disk) < 100:
+            assert set(await database.transact(names)) <= on_disk
+            await asyncio.sleep(chance.random() / 1000)
+
+    chance = random.Random(13)  # noqa: S311  no secret
+    monkeypatch.setattr(os, "fdatasync", sync)
+    await asyncio.gather(*map(writer, range(5)), reader(), reader())
+
+
+async def test_a_power_cut_leaves_what_was_acknowledged(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after the log was copied into the file, and is written over."""
+    monkeypatch.setattr(database_module, "COMMITS", 3)
+    after, files = tmp_path / "after", ("", "-wal")
+    after.mkdir(mode=0o700)
+    real = os.fdatasync
+
+    def sync(descriptor: int) -> None:
+        real(descriptor)
+        for end in files:  # what is written later is lost
+            shutil.copy(f"{path}{end}", after / f"{path.name}{end}")
+
+    async with open_database(path) as database:
+        monkeypatch.setattr(os, "fdatasync", sync)
+        for number in range(10):
+            await database.transact(lambda db, number=number: add(db, f"{number}"))  # type: ignore[misc]
+            found = names_after(after / path.name)
+            assert found == [f"{each}" for each in range(number + 1)]
+            await database._settled()
+
+
+def names_after(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as database:
+        return names(database)
+
+
+async def test_a_kill_loses_nothing_that_was_acknowledged(path: Path) -> None:
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _WRITES, path, stdout=asyncio.subprocess.PIPE
+    )
+    assert program.stdout is not None
+    acknowledged = [(await program.stdout.readline()).decode().strip() for _ in range(30)]
+    program.kill()
+    acknowledged += (await program.stdout.read()).decode().split()
+    await program.wait()
+    async with open_database(path) as database:
+        found = await database.transact(names)
+    assert set(acknowledged) <= set(found)
+    assert len(found) <= len(acknowledged) + 1
+
+
+_WRITES: Final = """
+import asyncio, sys
+from pathlib import Path
+from companion_push.relay import database
+from companion_push.relay.accounts import add_account
+
+async def main():
+    async with database.open_database(Path(sys.argv[1])) as store:
+        for number in range(10**6):
+            await store.transact(lambda db: add_account(db, name=f"{number}", now=0, expires_at=60))
+            print(number, flush=True)
+
+database.COMMITS = 4  # commits after which the log is begun again
+asyncio.run(main())
+"""
+
+
 async def test_the_log_is_copied_into_the_file_and_begins_again(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "CHECKPOINT", 1 << 15)
+    """It keeps its bytes, which are written over: a file of the same length is on the disk sooner than a longer one."""
+    monkeypatch.setattr(database_module, "COMMITS", 5)
     sizes = []
     for number in range(40):  # each takes several pages of 4 KiB
         await database.transact(lambda db, name=f"{number}": add(db, name))  # type: ignore[misc]
         await database._settled()
         sizes.append(size_of(path, "-wal"))
-    assert max(sizes[1:]) < 1 << 16
-    assert sizes.count(0) > 1
+    assert sizes[10] == sizes[-1]
     assert len(await database.transact(names)) == 40
+
+
+async def test_a_log_that_has_become_too_long_is_emptied(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "CHECKPOINT", 1 << 15)
+    monkeypatch.setattr(database_module, "_TOO_LONG", 1 << 17)
+    sizes = []
+    for number in range(4):
+        await database.transact(lambda db, number=number: adds(db, number))  # type: ignore[misc]
+        await database._settled()
+        sizes.append(size_of(path, "-wal"))
+        await database.transact(lambda db, number=number: add(db, f"after {number}"))  # type: ignore[misc]
+        await database._settled()
+    assert sizes == [0] * 4
+    assert len(await database.transact(names)) == 4 * 201
 
 
 async def test_a_log_that_another_program_reads_is_copied_later(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "CHECKPOINT", 0)
+    monkeypatch.setattr(database_module, "COMMITS", 1)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN")
     other.execute("SELECT * FROM accounts").fetchall()
     await database.transact(lambda db: add(db, "alice"))
     await database._settled()
-    assert size_of(path, "-wal") > 0
+    assert in_the_file(path, "alice", "bert") == []
     other.execute("ROLLBACK")
     other.close()
     await database.transact(lambda db: add(db, "bert"))
     await database._settled()
-    assert size_of(path, "-wal") == 0
+    assert in_the_file(path, "alice", "bert") == ["alice", "bert"]
+
+
+def in_the_file(path: Path, *names: str) -> list[str]:
+    """The names that are in the file, whatever its log has."""
+    content = path.read_bytes()
+    return [name for name in names if name.encode() in content]
+
+
+def adds(db: sqlite3.Connection, number: int) -> None:
+    """So many accounts that the log takes more than is kept of it."""
+    for each in range(200):
+        add(db, f"{number} {each} {'x' * 1000}")
 
 
 def size_of(path: Path, end: str) -> int:
