@@ -1,7 +1,11 @@
 """The client address of a request, also behind trusted proxies, and the unit that limits count. Pure."""
 
+import functools
 import ipaddress
 from collections.abc import Iterable, Sequence
+from typing import Final
+
+REMEMBERED: Final = 1 << 12  # addresses, whose parsing costs more than all else that is done with them
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -27,6 +31,7 @@ def client_address(peer: str, forwarded_for: Iterable[str], trusted: Sequence[Ne
     return found
 
 
+@functools.lru_cache(maxsize=REMEMBERED)
 def neighbourhood(address: str) -> str:
     """The unit that rate limits count: an IPv4 address, or an IPv6 /64 network."""
     try:
@@ -41,6 +46,8 @@ def neighbourhood(address: str) -> str:
 
 
 def is_in(address: str, networks: Sequence[Network]) -> bool:
+    if not networks:
+        return False
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

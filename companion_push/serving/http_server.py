@@ -17,10 +17,9 @@ import socket
 import ssl
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -200,8 +199,7 @@ class _Server(web.Server):
         return request.clone(**changes) if changes else request
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HandedOver:
+class HandedOver(NamedTuple):
     """A connection that aiohttp has let go of."""
 
     transport: asyncio.Transport

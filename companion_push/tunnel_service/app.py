@@ -157,6 +157,7 @@ class TunnelEndpoints:
         self._spans: dict[OpenTunnel, list[tuple[End, Span]]] = {}
         self.metrics: TunnelMetrics | None = None
         self.traces: Tracing | None = None
+        self.mounted_at: str | None = None  # the prefix, as soon as it is asked for
         self.stopping = False  # no tunnel is opened any more
         self.drained = asyncio.Event()  # and none is open
 
@@ -176,15 +177,15 @@ class TunnelEndpoints:
             self.traces.current().note(_OUTCOME, refusal.value)
         return _refuse(refusal, self.limits)
 
-    async def open(self, request: web.Request, path: NewTunnel) -> web.StreamResponse:
+    async def open(self, request: web.Request, path: NewTunnel, accept: str) -> web.StreamResponse:
         """Serve the first end, an authenticator."""
         tunnel = self._opened(request, path.tunnel_id)
         if isinstance(tunnel, TunnelRefusal):
             return self.refuse(tunnel)
         headers = {ROUTING_ID_HEADER: tunnel.routing_id.hex().upper()}
-        return await self._serve(request, self._made(tunnel), End.FIRST, headers)
+        return await self._serve(request, accept, self._made(tunnel), End.FIRST, headers)
 
-    async def contact(self, request: web.Request, path: ContactTunnel) -> web.StreamResponse:
+    async def contact(self, request: web.Request, path: ContactTunnel, accept: str) -> web.StreamResponse:
         """Serve the first end, a linked client platform: wake its phone, which is the second."""
         if self.phones is None:
             return problem(404, "no such path")
@@ -202,11 +203,11 @@ class TunnelEndpoints:
         headers = {SIGNAL_CONNECTION_HEADER: "true"} if signal else {}
         if not self.phones.is_called(phone):
             phone.wake(path.contact_id, tunnel, payload)
-            return await self._serve(request, self._made(tunnel, signal=signal), End.FIRST, headers)
+            return await self._serve(request, accept, self._made(tunnel, signal=signal), End.FIRST, headers)
         opened = self._made(tunnel, signal=signal)
         calling = asyncio.create_task(self._call(path.contact_id, opened, payload))
         self._calls[opened] = path.contact_id, calling
-        return await self._serve(request, opened, End.FIRST, headers)
+        return await self._serve(request, accept, opened, End.FIRST, headers)
 
     def _opened(self, request: web.Request, tunnel_id: bytes) -> Tunnel | TunnelRefusal:
         if self.stopping:
@@ -229,12 +230,10 @@ class TunnelEndpoints:
         return opened
 
     async def _serve(
-        self, request: web.Request, opened: OpenTunnel, end: End, headers: Mapping[str, str]
+        self, request: web.Request, accept: str, opened: OpenTunnel, end: End, headers: Mapping[str, str]
     ) -> web.StreamResponse:
-        """Answer the upgrade of an end, and give its connection to the tunnel."""
+        """Answer the upgrade of an end with its Sec-WebSocket-Accept, and give its connection to the tunnel."""
         limits = self.limits
-        accept = accept_key(request.headers)
-        assert accept is not None  # noqa: S101  for mypy: `_cable` has looked
         answer = Upgraded(
             opened,
             end,
@@ -259,14 +258,14 @@ class TunnelEndpoints:
             opened.over_when_lost()
         return answer
 
-    async def join(self, request: web.Request, path: ConnectTunnel) -> web.StreamResponse:
+    async def join(self, request: web.Request, path: ConnectTunnel, accept: str) -> web.StreamResponse:
         """Serve the second end."""
         if not path.routing_id.startswith(self._prefix):
             return self.refuse(TunnelRefusal.ELSEWHERE)
         tunnel = self.rendezvous.join(path.routing_id, path.tunnel_id, now=_now())
         if isinstance(tunnel, TunnelRefusal):
             return self.refuse(tunnel)
-        return await self._serve(request, self._open[tunnel], End.SECOND, {})
+        return await self._serve(request, accept, self._open[tunnel], End.SECOND, {})
 
     def hold(self, tunnel: Tunnel, size: int) -> None:
         """Count the bytes of a message in flight, and end the tunnel that is evicted for them."""
@@ -387,15 +386,16 @@ async def _cable(request: web.Request) -> web.StreamResponse:
     offered = request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")
     if SUBPROTOCOL not in (protocol.strip() for protocol in offered):
         return problem(400, f"expected the websocket subprotocol {SUBPROTOCOL}")
-    if accept_key(request.headers) is None:
+    accept = accept_key(request.headers)
+    if accept is None:
         return problem(400, "expected a websocket upgrade")
     match path:
         case NewTunnel():
-            return await endpoints.open(request, path)
+            return await endpoints.open(request, path, accept)
         case ConnectTunnel():
-            return await endpoints.join(request, path)
+            return await endpoints.join(request, path, accept)
         case ContactTunnel():
-            return await endpoints.contact(request, path)
+            return await endpoints.contact(request, path, accept)
 
 
 async def _phone(request: web.Request) -> web.StreamResponse:
@@ -411,8 +411,13 @@ async def _phone(request: web.Request) -> web.StreamResponse:
 
 
 def _mounted_at(app: web.Application) -> str:
-    """The prefix under which a host has mounted the application; empty when it stands by itself."""
-    return app.router[_LIVEZ].url_for().raw_path.removesuffix("/livez")
+    """The prefix under which a host has mounted the application; empty when it stands by itself. It is fixed when the first
+    request comes.
+    """
+    endpoints = app[_TUNNELS]
+    if endpoints.mounted_at is None:
+        endpoints.mounted_at = app.router[_LIVEZ].url_for().raw_path.removesuffix("/livez")
+    return endpoints.mounted_at
 
 
 async def _watched_loop(app: web.Application) -> AsyncIterator[None]:
