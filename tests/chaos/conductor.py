@@ -27,11 +27,12 @@ from programs import Program, ProgramFailed, event
 from companion_push.relay import redis_states
 from headless_passkey.errors import ExitStatus, HeadlessPasskeyError
 from postgres_store import database
-from tests.chaos.databases import Postgres, Redis
+from tests.chaos.databases import Postgres, Redis, ValkeyCluster
 from tests.chaos.junction import Trouble
 from tests.chaos.plan import COMPANIONS, WORKER, Deployment, Fault, Kind, Plan, Round
-from tests.chaos.town import TIMEOUT, WORKERS, Heard, Town
+from tests.chaos.town import NODES, TIMEOUT, WORKERS, Heard, Town
 from tests.end_to_end.household import Home, Session, copied, processes, put_back
+from tests.relay.stores import query
 
 GRACE: Final = 45.0  # seconds after its deadline until a sign-in counts as hanging: what a slow machine needs to start and to end it
 PATIENCE: Final = 60.0  # seconds for what must come
@@ -51,6 +52,7 @@ KEPT: Final = 4  # connections that one of them keeps at the most
 KEPT_BY_PROCESS: Final = {  # and each process of a relay
     "postgresql": database.CONNECTIONS + 1,  # one listens
     "redis": redis_states.CONNECTIONS,
+    **dict.fromkeys(NODES, redis_states.CONNECTIONS),
 }
 REMOVED: Final = ExitStatus.NOT_ENROLLED
 FAULTY: Final = re.compile(r"Traceback|unexpected \w+ at \S+:\d+")  # a fault that nobody has thought of
@@ -195,6 +197,7 @@ class Conductor:
             for name in self._touched(fault):
                 await stack.enter_async_context(self._busy.setdefault(name, asyncio.Lock()))
             self.tally.faults[fault.kind] += 1
+            await asyncio.to_thread(self.town.aim, fault)
             match fault.kind:
                 case Kind.KILL:
                     await self._kill(fault)
@@ -205,9 +208,7 @@ class Conductor:
                 case Kind.FILL:
                     await self._fill(fault)
                 case Kind.JUMP:
-                    self.town.jump(self._member(fault.target), fault.amount)
-                    await asyncio.sleep(fault.seconds)
-                    self.town.jump(self._member(fault.target), 0)
+                    await self._jump(fault)
                 case Kind.ROLL_BACK:
                     await self._roll_back(fault)
                 case Kind.REMOVE:
@@ -278,6 +279,19 @@ class Conductor:
             await asyncio.sleep(fault.seconds)
         finally:
             _send(stopped, signal.SIGCONT)
+        database = self.town.databases.get(fault.target)
+        if isinstance(database, ValkeyCluster):  # a primary that stood still is a replica now
+            await asyncio.to_thread(database.recover)
+
+    async def _jump(self, fault: Fault) -> None:
+        database = self.town.databases.get(fault.target)
+        for ahead in (fault.amount, 0):
+            if isinstance(database, ValkeyCluster):
+                await asyncio.to_thread(database.jump, ahead)
+            else:
+                self.town.jump(self._member(fault.target), ahead)
+            if ahead:
+                await asyncio.sleep(fault.seconds)
 
     async def _lose(self, fault: Fault) -> None:
         """Kill Redis, and let it begin with nothing."""
@@ -289,21 +303,23 @@ class Conductor:
         await self._back("redis")
 
     async def _trouble(self, fault: Fault) -> None:
-        junction, party = self.town.junctions[fault.server], self._member(fault.target)
-        trouble = junction.troubles.setdefault(party, Trouble())
-        match fault.kind:
-            case Kind.CUT:
-                trouble.cut = True
-                junction.break_calls(party)
-            case Kind.DELAY:
-                trouble.delay = fault.amount
-            case Kind.SWALLOW:
-                trouble.swallows = True
-            case _:
-                trouble.deaf = True
+        junctions, party = self.town.before(fault.server), self._member(fault.target)
+        for junction in junctions:
+            trouble = junction.troubles.setdefault(party, Trouble())
+            match fault.kind:
+                case Kind.CUT:
+                    trouble.cut = True
+                    junction.break_calls(party)
+                case Kind.DELAY:
+                    trouble.delay = fault.amount
+                case Kind.SWALLOW:
+                    trouble.swallows = True
+                case _:
+                    trouble.deaf = True
         await asyncio.sleep(fault.seconds)
-        junction.troubles[party] = Trouble()
-        junction.break_calls(party, swallowed_only=True)
+        for junction in junctions:
+            junction.troubles[party] = Trouble()
+            junction.break_calls(party, swallowed_only=True)
 
     async def _fill(self, fault: Fault) -> None:
         postgres = self.town.databases.get("postgresql")
@@ -422,10 +438,15 @@ class Conductor:
         """Whether a claim may be another one's after a fault. Where relays share a database, it outlives each of them."""
         if fault.target in by or fault.kind in (Kind.ROLL_BACK, Kind.LOSE):
             return True
+        if fault.target == "valkey" and fault.kind in (Kind.KILL, Kind.STOP):  # what was not replicated yet
+            return True
         return fault.target == "relay" and self.town.deployment is Deployment.FILE
 
     def _session_ids(self) -> set[bytes]:
         """The sessions that the relying party keeps."""
+        postgres = self.town.databases.get("postgresql")
+        if isinstance(postgres, Postgres) and "relying party" in self.town.deployment.calls:
+            return {bytes(row[0]) for row in query(postgres.passkeys, "SELECT session_id FROM sessions")}
         with closing(sqlite3.connect(f"file:{self.town.relying_party_store}?mode=ro", uri=True)) as store:
             return {row[0] for row in store.execute("SELECT session_id FROM sessions")}
 
@@ -471,7 +492,7 @@ class Conductor:
         most = KEPT
         keepers = {self._member(who) for who in self.town.running if who.partition(" ")[0] in kinds}
         if server in KEPT_BY_PROCESS:
-            keepers = {*self.town.deployment.relays}
+            keepers = {*self.town.deployment.calls, *NODES}
             most = KEPT_BY_PROCESS[server] * WORKERS
         by = Counter(call.party for call in self.town.junctions[server].calls)
         strange = [

@@ -1,19 +1,23 @@
-"""The databases of a chaotic run, which relays call through junctions: PostgreSQL, and Redis for account states."""
+"""The databases of a chaotic run, which relays call through junctions: PostgreSQL, and Redis or a Cluster of Valkey for account states."""
 
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
+import redis
+
+from companion_push.relay.redis_states import RedisStates
 from companion_push.relay.store_place import PostgresUri
 from tests.chaos.junction import family
 from tests.chaos.plan import Deployment
-from tests.relay.redis_servers import RedisServer
+from tests.jumping_clock import is_possible
+from tests.relay.redis_servers import RedisCluster, RedisServer
 from tests.relay.redis_servers import program as redis_program
 from tests.relay.stores import PostgresServer, is_installed, postgres_program, query
 
@@ -22,9 +26,7 @@ END_SECONDS: Final = 30.0  # until the processes of a killed server are gone, ev
 
 
 class Database(Protocol):
-    """A server that the relays call."""
-
-    port: int
+    """A server that the relays call, or several that are one."""
 
     @property
     def pid(self) -> int | None:
@@ -45,21 +47,24 @@ def missing(deployment: Deployment) -> str | None:
     there: dict[str, Callable[[], bool]] = {
         "postgresql": is_installed,
         "redis": lambda: redis_program("redis") is not None,
+        "valkey": lambda: redis_program("valkey") is not None and is_possible(),
     }
     lacks = [name for name in deployment.databases if not there[name]()]
     return f"{' and '.join(lacks)} not installed: make test-stores" if lacks else None
 
 
 class Postgres(PostgresServer):
-    """PostgreSQL with the relays' database."""
+    """PostgreSQL with the relays' database, and one for a relying party."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(durable=True, folder=folder, settings="-c max_wal_size=32MB")
         self.place = self.database_for(Path("relay"))
+        self.do("postgres", "CREATE DATABASE passkeys")
+        self.passkeys = self.url("passkeys")
 
-    def reached_at(self, port: int) -> PostgresUri:
-        """The relays' database, through a junction."""
-        return PostgresUri(self.place.uri.replace(f":{self.port}/", f":{port}/"))
+    def reached_at(self, port: int, place: PostgresUri) -> str:
+        """The URI of one of its databases, through a junction."""
+        return place.uri.replace(f":{self.port}/", f":{port}/")
 
     @property
     def pid(self) -> int | None:
@@ -117,6 +122,58 @@ class Redis(RedisServer):
     def empty(self) -> None:
         """Forget all; it is not running."""
         shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
+
+
+class ValkeyCluster(RedisCluster):
+    """Valkey, three primaries with a replica of each. What is killed or stopped is the primary that serves an account."""
+
+    def __init__(self, announced: Sequence[int]) -> None:
+        """announced: the ports at which the nodes are reached."""
+        super().__init__("valkey", "appendfsync always", announced=announced, jumps=True)
+        self._aimed = self.nodes[0]
+
+    def aim(self, account: str) -> None:
+        """Let the next fault be of the primary that serves an account."""
+        key, _, _ = RedisStates(self.place())._keys(account)
+        _until(lambda: any(self._aim(node, key) for node in self.running()))
+
+    def _aim(self, node: RedisServer, key: str) -> bool:
+        with suppress(redis.RedisError):
+            if node.do("INFO", "replication", socket_timeout=1.0)["role"] == "master":
+                node.do("GET", key, socket_timeout=1.0)  # refused where others serve it
+                self._aimed = node
+                return True
+        return False
+
+    @property
+    def pid(self) -> int | None:
+        return self.pids.get(self.nodes.index(self._aimed))
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """The processes of the nodes that run, by their numbers."""
+        running = self.running()
+        return {at: node._process.pid for at, node in enumerate(self.nodes) if node in running}
+
+    def kill(self) -> None:
+        self._aimed.kill()
+
+    def start(self) -> None:
+        self._aimed.start()
+        self.recover()
+
+    def jump(self, ahead: float) -> None:
+        self._aimed.jump(ahead)
+
+    def recover(self) -> None:
+        """Wait until somebody else could take over again."""
+
+        def is_whole() -> bool:
+            with suppress(redis.RedisError):
+                return self.is_whole()
+            return False
+
+        _until(is_whole)
 
 
 def _ran(program: str, *words: str) -> None:

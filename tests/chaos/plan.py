@@ -38,6 +38,7 @@ class Deployment(StrEnum):
     FILE = "file"  # one process on SQLite
     POSTGRES = "postgres"  # two relays on one database, the second with two workers
     REDIS = "redis"  # the same, with account states in Redis
+    VALKEY_CLUSTER = "valkey-cluster"  # with account states in a Cluster, and the relying party on PostgreSQL
 
     @property
     def relays(self) -> tuple[str, ...]:
@@ -50,7 +51,14 @@ class Deployment(StrEnum):
             Deployment.FILE: (),
             Deployment.POSTGRES: ("postgresql",),
             Deployment.REDIS: ("postgresql", "redis"),
+            Deployment.VALKEY_CLUSTER: ("postgresql", "valkey"),
         }[self]
+
+    @property
+    def calls(self) -> dict[str, tuple[str, ...]]:
+        """Which servers call which databases."""
+        called = {relay: self.databases for relay in self.relays if self.databases}
+        return called | ({"relying party": ("postgresql",)} if self is Deployment.VALKEY_CLUSTER else {})
 
 
 class Kind(StrEnum):
@@ -156,6 +164,7 @@ _KINDS_OF: Final = {
     Deployment.FILE: _KINDS,
     Deployment.POSTGRES: _KINDS,
     Deployment.REDIS: (*_KINDS, Kind.LOSE),
+    Deployment.VALKEY_CLUSTER: _KINDS,
 }
 
 
@@ -169,17 +178,19 @@ def _fault(dice: _Dice, deployment: Deployment) -> Fault:
         case Kind.KILL | Kind.STOP:
             target = dice.one_of([*behind, *SERVERS[1:], *_programs(home)])
         case Kind.JUMP:
-            target = dice.one_of([*deployment.relays, *SERVERS[1:3], *_programs(home)])
+            clocks = ["valkey"] * 3 if deployment is Deployment.VALKEY_CLUSTER else []
+            target = dice.one_of([*deployment.relays, *SERVERS[1:3], *_programs(home), *clocks])
             amount = JUMPS[dice.below(len(JUMPS))]
         case Kind.CUT | Kind.DELAY | Kind.SWALLOW:
-            target = dice.one_of([*_programs(home), *(deployment.relays if several else ())])
-            server = dice.one_of(deployment.databases if target in deployment.relays else _servers_of(target))
+            target = dice.one_of([*_programs(home), *deployment.calls])
+            server = dice.one_of(deployment.calls.get(target) or _servers_of(target))
             if kind is Kind.DELAY:
                 amount = (1 + dice.below(8)) / 10
         case Kind.DEAFEN:
             target, server = f"device {home}", "radio"
         case Kind.FILL:
-            target = dice.one_of(("postgresql" if several else "relay", "relying party"))
+            stores = ["postgresql" if several else "relay", "relying party"]
+            target = dice.one_of([each for each in stores if each not in deployment.calls])
         case Kind.ROLL_BACK:
             target, amount = "relay", float(dice.below(ROUNDS_KEPT))
         case Kind.REMOVE:

@@ -5,6 +5,7 @@
     python -m tests.chaos.run --short                       about a minute
     python -m tests.chaos.run --seed 7 --faults 3,17        those faults of the plan alone
     python -m tests.chaos.run --deployment redis            two relays on PostgreSQL and Redis
+    python -m tests.chaos.run --deployment valkey-cluster   and a Cluster, with the relying party on PostgreSQL
 
 A run that fails prints its seed and the shortest part of its plan that was found to fail as well.
 """
@@ -114,7 +115,8 @@ def main(words: list[str]) -> int:
         choices=[each.value for each in Deployment],
         default=Deployment.FILE.value,
         help="file: one relay on SQLite (default). postgres: two relays on PostgreSQL, the second with two workers. redis: the "
-        "same, with account states in Redis",
+        "same, with account states in Redis. valkey-cluster: with account states in six nodes of Valkey, and two workers of the "
+        "relying party on PostgreSQL",
     )
     parser.add_argument("--faults", metavar="N,N", help="these faults of the plan alone")
     parser.add_argument(

@@ -75,7 +75,10 @@ def check(fault: Fault, deployment: Deployment) -> None:
     assert 0 < fault.seconds <= MOST_SECONDS
     is_link = fault.kind in (Kind.CUT, Kind.DELAY, Kind.SWALLOW, Kind.DEAFEN)
     assert bool(fault.server) == is_link
-    assert (fault.server in deployment.databases) == (is_link and fault.target in deployment.relays)
+    if fault.target in deployment.calls:
+        assert not is_link or fault.server in deployment.calls[fault.target]
+    else:
+        assert fault.server not in deployment.databases
     assert (fault.amount == 0) or fault.kind in (Kind.JUMP, Kind.DELAY, Kind.ROLL_BACK)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +19,9 @@ from world import World
 from headless_passkey.errors import ExitStatus
 from headless_passkey.trust.ring import Role
 from tests.chaos import databases
-from tests.chaos.databases import Database, Postgres, Redis
+from tests.chaos.databases import Database, Postgres, Redis, ValkeyCluster
 from tests.chaos.junction import Junction, family, sockets
-from tests.chaos.plan import COMPANIONS, HOMES, LINKED, SERVERS, STAYS, WORKER, Deployment
+from tests.chaos.plan import COMPANIONS, HOMES, LINKED, SERVERS, STAYS, WORKER, Deployment, Fault
 from tests.end_to_end.household import Home
 
 STORE_SIZE: Final = 16  # MiB of the file system of a store
@@ -29,7 +29,8 @@ CLOCKS: Final = Path(__file__).parent / "jumping_clock"
 DEVICE: Final = Path(__file__).parent / "device.py"
 TIMEOUT: Final = 12  # seconds that a sign-in may take
 SMALL: Final = frozenset({"relay", "relying party"})  # servers whose store is on a small file system
-WORKERS: Final = 2  # of the second relay
+WORKERS: Final = 2  # of the second relay, and of the relying party where it is on PostgreSQL
+NODES: Final = tuple(f"valkey {number}" for number in range(6))  # of the Cluster
 SERVED: Final = 60.0  # seconds until a relay has begun whose database is back, even on a busy machine
 
 
@@ -64,6 +65,7 @@ class Town(World):
     at_birth: dict[str, int] = field(default_factory=dict)  # sockets of a server before anybody called
     deployment: Deployment = Deployment.FILE
     databases: dict[str, Database] = field(default_factory=dict)  # that the relays call, by name
+    accounts: list[str] = field(default_factory=list)  # the ids of the homes' accounts
     has_small: bool = False  # whether the stores are on file systems that can be filled
 
     @classmethod
@@ -79,28 +81,50 @@ class Town(World):
         """Start the servers and the homes, whose passkeys are registered. marker: stands in the environment of every program."""
         towns: list[Town] = []
         programs: list[Program] = []
+        begun: dict[str, Database] = {}
 
         def pids() -> dict[int, str]:
             names = {each.process.pid: each.name for each in programs}
+            valkey = begun.get("valkey")
+            if isinstance(valkey, ValkeyCluster):  # replicas call their primaries
+                names |= {pid: NODES[number] for number, pid in valkey.pids.items()}
             return {pid: names[first] for pid, first in family(*names).items()}
 
         async with AsyncExitStack() as stack:
             small = [stack.enter_context(small_file_system(folder / store)) for store in SMALL]
-            names = (*SERVERS, *deployment.databases)
+            names = [*SERVERS]
+            for each in deployment.databases:
+                names += NODES if each == "valkey" else (each,)
             junctions = {name: await stack.enter_async_context(Junction.open(pids)) for name in names}
             junctions["radio"].hci = True
             url = {name: f"https://localhost:{each.port}" for name, each in junctions.items()}
-            begun: dict[str, Database] = {}
+            place = passkeys = None
+            states: tuple[str, ...] = ()
             if "postgresql" in deployment.databases:
-                place, is_small = stack.enter_context(postgres_folder())
+                folder_of_postgres, is_small = stack.enter_context(postgres_folder())
                 small.append(is_small)
-                begun["postgresql"] = await asyncio.to_thread(Postgres, place)
-                stack.callback(begun["postgresql"].end)
+                begun["postgresql"] = postgres = await asyncio.to_thread(Postgres, folder_of_postgres)
+                stack.callback(postgres.end)
+                junctions["postgresql"].targets = (postgres.port,)
+                place, passkeys = (
+                    postgres.reached_at(junctions["postgresql"].port, each)
+                    for each in (postgres.place, postgres.passkeys)
+                )
             if "redis" in deployment.databases:
-                begun["redis"] = await asyncio.to_thread(Redis)
-                stack.callback(begun["redis"].end)
-            for name, database in begun.items():
-                junctions[name].targets = (database.port,)
+                begun["redis"] = redis = await asyncio.to_thread(Redis)
+                stack.callback(redis.end)
+                junctions["redis"].targets = (redis.port,)
+                states = ("--states", f"redis://127.0.0.1:{junctions['redis'].port}")
+            if "valkey" in deployment.databases:
+                ports = [junctions[each].port for each in NODES]
+                begun["valkey"] = valkey = await asyncio.to_thread(ValkeyCluster, ports)
+                stack.callback(valkey.end)
+                for node, server in zip(NODES, valkey.nodes, strict=True):
+                    junctions[node].targets = (server.port,)
+                await asyncio.to_thread(valkey.meet)
+                states = ("--states", "redis://" + ",".join(f"127.0.0.1:{port}" for port in ports))
+            on_postgres = ("--store", passkeys, "--workers", str(WORKERS)) if passkeys else ()
+            is_there = "relying party" in deployment.calls
 
             def line(name: str, text: str) -> None:
                 on_line(name, text)
@@ -108,15 +132,14 @@ class Town(World):
                     town.hear(name, text)
 
             (folder / "clocks").mkdir()
-            states = ("--states", f"redis://127.0.0.1:{junctions['redis'].port}") if "redis" in begun else ()
             town = await stack.enter_async_context(
                 cls.start(
                     folder,
                     on_line=line,
                     relay=("companion-push", "relay", "--public-url", url["relay"], *states),
-                    relying_party=("--public-url", url["relying party"]),
+                    relying_party=("--public-url", url["relying party"], *(on_postgres if is_there else ())),
                     environment={marker[0]: marker[1], "PYTHONPATH": str(CLOCKS)},
-                    database=_reached(begun, junctions),
+                    database=place,
                     programs=programs,
                 )
             )
@@ -154,6 +177,16 @@ class Town(World):
             pid = None
         return [] if pid is None else [*family(pid)]
 
+    def before(self, server: str) -> list[Junction]:
+        """The junctions before a server: of a Cluster one before each node."""
+        return [self.junctions[each] for each in (NODES if server == "valkey" else (server,))]
+
+    def aim(self, fault: Fault) -> None:
+        """Let a fault of the Cluster be of the primary that serves its home."""
+        valkey = self.databases.get(fault.target)
+        if isinstance(valkey, ValkeyCluster):
+            valkey.aim(self.accounts[fault.home])
+
     def program(self, target: str) -> Program | None:
         """The program that a plan means, None where it does not run."""
         if target in self.servers:
@@ -164,7 +197,7 @@ class Town(World):
 
     def sockets(self, server: str) -> int:
         """How many sockets a server has open, but for those to databases, which it keeps for the next transaction."""
-        to_databases = {self.junctions[name].port for name in self.databases}
+        to_databases = {each.port for name in self.databases for each in self.before(name)}
         return sockets(*self.processes(server), but_to=to_databases)
 
     async def restart(self, name: str) -> None:
@@ -186,6 +219,7 @@ class Town(World):
         self.homes.append(home)
         self.members |= {name: name for name in (*companions, home.hub)}
         await home.found()
+        self.accounts.append(home.identity(home.phone).account)
         for name in companions:
             await self.attend(name)
         linked = ("--link",) if number == LINKED else ()
@@ -279,12 +313,6 @@ class Town(World):
         """Put a program's clock ahead of the right time by so many seconds."""
         with self._clock(name).open("r+b") as file:
             file.write(struct.pack("=d", ahead))
-
-
-def _reached(begun: Mapping[str, Database], junctions: Mapping[str, Junction]) -> str | None:
-    """Where relays find their database, None where they have a file."""
-    postgres = begun.get("postgresql")
-    return postgres.reached_at(junctions["postgresql"].port).uri if isinstance(postgres, Postgres) else None
 
 
 @contextmanager

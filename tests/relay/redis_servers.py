@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -113,8 +113,19 @@ class RedisServer:
 class RedisCluster:
     """Three primaries, and a replica of each."""
 
-    def __init__(self, engine: str, *, node_timeout: int = 1000, jumps: bool = False) -> None:
-        """node_timeout: milliseconds after which a node that says nothing is replaced. jumps: whether their clocks can be set."""
+    def __init__(
+        self,
+        engine: str,
+        *settings: str,
+        node_timeout: int = 1000,
+        jumps: bool = False,
+        announced: Sequence[int] = (),
+    ) -> None:
+        """node_timeout: milliseconds after which a node that says nothing is replaced. jumps: whether their clocks can be set.
+
+        announced: the ports at which clients and replicas reach the nodes, by default their own; these must lead there before
+        the nodes `meet`, which is left to the caller then.
+        """
         self.nodes = [
             RedisServer(
                 engine,
@@ -123,13 +134,17 @@ class RedisCluster:
                 f"cluster-node-timeout {node_timeout}",
                 "cluster-replica-validity-factor 0",  # a replica takes over also soon after it was started
                 "repl-diskless-sync-delay 0",
+                *(f"cluster-announce-port {port}" for port in announced[number : number + 1]),
+                *settings,
                 jumps=jumps,
             )
-            for _ in range(6)
+            for number in range(6)
         ]
-        self._meet()
+        if not announced:
+            self.meet()
 
-    def _meet(self) -> None:
+    def meet(self) -> None:
+        """Make the nodes a Cluster."""
         primaries, replicas = self.nodes[:3], self.nodes[3:]
         buses = [_setting(node, "cluster-port") for node in self.nodes]
         for number, node in enumerate(primaries):
@@ -145,7 +160,11 @@ class RedisCluster:
 
     def until_whole(self) -> None:
         """Wait until all slots are served, and each running replica is in step with its primary."""
-        until(lambda: all(_is_whole(node) for node in self.running()))
+        until(self.is_whole)
+
+    def is_whole(self) -> bool:
+        """Whether all slots are served, and each running replica is in step."""
+        return all(_is_whole(node) for node in self.running())
 
     def running(self) -> list[RedisServer]:
         return [node for node in self.nodes if node._process.poll() is None]
