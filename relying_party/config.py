@@ -4,6 +4,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
@@ -184,8 +185,13 @@ class Config:
 
     @property
     def _own_origins(self) -> list[str]:
-        """The web origins of the RP ID's own domain."""
-        return [origin for origin in self.web_origins if verify_rp_id(self.rp_id, origin)]
+        return _own_origins(self.rp_id, self.web_origins)
+
+
+@lru_cache(maxsize=16)  # asked several times by each request
+def _own_origins(rp_id: str, web_origins: frozenset[str]) -> list[str]:
+    """The web origins of the RP ID's own domain."""
+    return [origin for origin in web_origins if verify_rp_id(rp_id, origin)]
 
 
 def _shown_name(rp_name: str) -> str:

@@ -33,7 +33,7 @@ from joserfc.jwk import ECKey
 
 from relying_party.core.access_tokens import ALGORITHM, TYPE
 from relying_party.core.domains import is_this_machine
-from relying_party.core.proofs import ProofsInMemory, UsedProofs, verify_proof
+from relying_party.core.proofs import KnownKeys, ProofsInMemory, UsedProofs, verify_proof
 from relying_party.errors import IssuerUnavailable, ProofInvalid, RequestRefused, TokenInvalid, UsageError
 from relying_party.http.answers import NONCE_HEADER, problem, refused
 from relying_party.http.request import NONCE, PROOF_HEADER
@@ -112,6 +112,7 @@ class Guard:
         self.resource, self.issuer, self.clock = resource, issuer, clock
         self._verify, self._urls, self._tls = verify, (resource, *urls), tls
         self._used_proofs: UsedProofs = ProofsInMemory() if used_proofs is None else used_proofs
+        self._known_keys = KnownKeys()
         self._http: aiohttp.ClientSession | None = None
 
     async def opened(self, _app: web.Application) -> AsyncIterator[None]:
@@ -167,6 +168,7 @@ class Guard:
             urls=[url + request.rel_url.raw_path for url in self._urls],
             now=now,
             access_token=token,
+            known=self._known_keys,
         )
         claims = await self._verify(token, self)
         if claims.iss != self.issuer or claims.token_type.lower() != "dpop":

@@ -1,6 +1,6 @@
 """Verification of proofs of possession (DPoP, RFC 9449; docs/protocol/relying-party.md).
 
-`verify_proof` is pure: time is passed in. A `UsedProofs` detects replay: each proof carries a nonce of the server (RFC 9449 §8),
+`verify_proof` keeps nothing but the keys in `KnownKeys`, which spare it work and change no result; time is passed in. A `UsedProofs` detects replay: each proof carries a nonce of the server (RFC 9449 §8),
 and its id is remembered for as long as its nonce is taken (docs/adr/0016).
 """
 
@@ -25,6 +25,7 @@ from relying_party.errors import ProofClock, ProofInvalid, UseDpopNonce
 CLOCK_TOLERANCE: Final = 60  # seconds, ahead or behind
 MAX_PROOF_CHARACTERS: Final = 4096
 STEP_SECONDS: Final = 300  # how long a nonce is given out; it is taken for one step more
+MAX_KEYS: Final = 512  # parsed keys that are kept, about 2 KiB each
 MAX_IDS: Final = 100_000  # in one step, which then ends early: about 10 MB
 _UNRESERVED: Final = frozenset(string.ascii_letters + string.digits + "-._~")
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
@@ -68,6 +69,32 @@ class Proof:
     def digest(self) -> bytes:
         """What is remembered of a used proof: 16 bytes, however long its id is."""
         return hashlib.sha256(f"{self.key_thumbprint} {self.id}".encode()).digest()[:16]
+
+
+class KnownKeys:
+    """Parsed keys whose signature held, by the text of the JWS header: the same text is the same key.
+
+    Who makes no good signature fills no place in it.
+    """
+
+    def __init__(self, *, most: int = MAX_KEYS) -> None:
+        """most: keys that are kept; beyond it the one that was used longest ago is forgotten."""
+        self._most = most
+        self._keys: dict[str, tuple[ECKey, str]] = {}  # with their thumbprints; the last used is at the end
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def find(self, header: str) -> tuple[ECKey, str] | None:
+        """Find the key of a header, and its thumbprint."""
+        return self._keys.get(header)
+
+    def keep(self, header: str, key: ECKey, thumbprint: str) -> None:
+        """Keep the key of a header with which a signature has held."""
+        self._keys.pop(header, None)
+        self._keys[header] = key, thumbprint
+        if len(self._keys) > self._most:
+            del self._keys[next(iter(self._keys))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,16 +171,22 @@ class ProofsInMemory:
 
 
 def verify_proof(
-    text: str, *, method: str, urls: Collection[str], now: float, access_token: str | None = None
+    text: str,
+    *,
+    method: str,
+    urls: Collection[str],
+    now: float,
+    access_token: str | None = None,
+    known: KnownKeys | None = None,
 ) -> Proof:
     """Verify the proof in the header ``DPoP``; `ProofInvalid`, or `ProofClock` when only its time is wrong.
 
     urls: the addresses under which this request may have been sent, without query and fragment.
-    access_token: the session token that goes with the request, if any.
+    access_token: the session token that goes with the request, if any. known: keys that need not be parsed.
     """
     if len(text) > MAX_PROOF_CHARACTERS:
         raise ProofInvalid("the proof is too long")
-    key, claims = _verified(text)
+    thumbprint, claims = _verified(text, KnownKeys() if known is None else known)
     if claims.htm != method:
         raise ProofInvalid("the proof is for another method")
     if claims.htu not in urls and _normal(claims.htu) not in set(_each_normal(urls)):
@@ -164,11 +197,11 @@ def verify_proof(
             raise ProofInvalid("the proof is for another token")
     if abs(claims.iat - now) > CLOCK_TOLERANCE:
         raise ProofClock("the proof was made at another time than now", now=int(now))
-    return Proof(key_thumbprint=key.thumbprint(), id=claims.jti, nonce=claims.nonce)
+    return Proof(key_thumbprint=thumbprint, id=claims.jti, nonce=claims.nonce)
 
 
-def _verified(text: str) -> tuple[ECKey, _Claims]:
-    """Verify a compact JWS with the key in its header; returns the key and the claims."""
+def _verified(text: str, known: KnownKeys) -> tuple[str, _Claims]:
+    """Verify a compact JWS with the key in its header; returns the key's thumbprint and the claims."""
     segments = text.split(".")
     if len(segments) != 3 or not text.isascii():
         raise ProofInvalid("the proof is not a compact JWS")
@@ -176,17 +209,25 @@ def _verified(text: str) -> tuple[ECKey, _Claims]:
     if raw[0] is None or raw[1] is None or raw[2] is None:
         raise ProofInvalid("the proof is not base64url")
     try:
-        header = msgspec.json.decode(raw[0], type=_Header)
         claims = msgspec.json.decode(raw[1], type=_Claims)
-        if header.crit is not msgspec.UNSET:
-            raise ProofInvalid("the proof has critical extensions")
-        if any(len(from_base64url(coordinate) or b"") != 32 for coordinate in (header.jwk.x, header.jwk.y)):
-            raise ProofInvalid("the proof's key is not a P-256 key")
-        key = ECKey.import_key(msgspec.to_builtins(header.jwk))
+        found = known.find(segments[0])
+        key, thumbprint = _key_of(raw[0]) if found is None else found
         jws.deserialize_compact(text, key, registry=_REGISTRY)
     except (JoseError, ValueError, RecursionError) as error:  # msgspec's and cryptography's are ValueErrors
         raise ProofInvalid("the proof did not verify") from error
-    return key, claims
+    known.keep(segments[0], key, thumbprint)
+    return thumbprint, claims
+
+
+def _key_of(raw: bytes) -> tuple[ECKey, str]:
+    """Parse the key in a JWS header; returns it with its thumbprint."""
+    header = msgspec.json.decode(raw, type=_Header)
+    if header.crit is not msgspec.UNSET:
+        raise ProofInvalid("the proof has critical extensions")
+    if any(len(from_base64url(coordinate) or b"") != 32 for coordinate in (header.jwk.x, header.jwk.y)):
+        raise ProofInvalid("the proof's key is not a P-256 key")
+    key = ECKey.import_key(msgspec.to_builtins(header.jwk))
+    return key, key.thumbprint()
 
 
 def _each_normal(urls: Iterable[str]) -> Iterable[tuple[str, str, int | None, str]]:

@@ -16,7 +16,7 @@ from relying_party.core.challenges import ChallengeStore
 from relying_party.core.credentials import CredentialStore, User
 from relying_party.core.messages import Client
 from relying_party.core.operations import Operation
-from relying_party.core.proofs import UsedProofs, verify_proof
+from relying_party.core.proofs import KnownKeys, UsedProofs, verify_proof
 from relying_party.core.sessions import IssueToken, RandomBytes, Session, confirmed, hash_token
 from relying_party.errors import (
     BrowsersOnly,
@@ -50,6 +50,7 @@ class State:
     metrics: Metrics
     prf_salt: bytes | None = field(repr=False)  # None: prf is not requested
     used_proofs: UsedProofs
+    known_keys: KnownKeys = field(default_factory=KnownKeys)
     rate_limit: RateLimit
     read_limit: RateLimit  # of requests that only read
     registrations: RateLimit  # new users, from one neighbourhood
@@ -227,6 +228,7 @@ async def _device(request: web.Request, state: State) -> tuple[Caller, str | Non
         urls=state.addresses(request.rel_url.raw_path),
         now=now,
         access_token=token,
+        known=state.known_keys,
     )
     request[NONCE] = await state.used_proofs.take_proof(proof, now=now)
     return Caller(kind=ClientKind.DEVICE, key_thumbprint=proof.key_thumbprint), token

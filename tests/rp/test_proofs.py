@@ -17,10 +17,12 @@ from joserfc import jwk
 
 from headless_passkey.net.proof import make_proof
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
+from relying_party.core import proofs
 from relying_party.core.proofs import (
     CLOCK_TOLERANCE,
     MAX_PROOF_CHARACTERS,
     STEP_SECONDS,
+    KnownKeys,
     Proof,
     ProofsInMemory,
     Step,
@@ -38,8 +40,23 @@ URL = "https://rp.example/session"
 KEY = DeviceKey()
 
 
+KNOWN = KnownKeys()  # with `KEY`, from the first good proof on
+
+
 def verify(text: str, *, token: str | None = None, now: float = NOW) -> Proof:
-    return verify_proof(text, method="POST", urls=[URL], now=now, access_token=token)
+    """Verify a proof with no key known and with keys known, which makes no difference."""
+    first, second = (outcome(text, known, token=token, now=now) for known in (None, KNOWN))
+    assert (type(first), str(first)) == (type(second), str(second))
+    if isinstance(first, RequestRefused):
+        raise first
+    return first
+
+
+def outcome(text: str, known: KnownKeys | None, *, token: str | None, now: float) -> Proof | RequestRefused:
+    try:
+        return verify_proof(text, method="POST", urls=[URL], now=now, access_token=token, known=known)
+    except RequestRefused as refusal:
+        return refusal
 
 
 def proof(token: str | None = None, **faults: Any) -> str:
@@ -177,6 +194,50 @@ def test_every_part_of_a_proof_is_covered(segment: int) -> None:
 def test_what_is_no_jws_is_refused(text: str) -> None:
     with pytest.raises(ProofInvalid):
         verify(text)
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"signature": bytes(64)},
+        {"header": {"crit": ["exp"]}},
+        {"header": {"typ": "JWT"}},
+        {"header": {"alg": "none"}},
+        {"jwk": {"d": b64(bytes(32))}},
+    ],
+    ids=str,
+)
+def test_a_key_that_is_known_vouches_for_nothing_but_itself(faults: dict[str, Any]) -> None:
+    known = KnownKeys()
+    assert isinstance(outcome(proof(), known, token=None, now=NOW), Proof)
+    assert isinstance(outcome(proof(**faults), known, token=None, now=NOW), ProofInvalid)
+    assert len(known) == 1
+
+
+@pytest.mark.threat("T17")
+def test_a_key_of_which_nothing_has_held_is_not_kept_and_of_the_others_the_last_used_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed: list[str] = []
+    key_of = proofs._key_of
+
+    def counted(raw: bytes) -> Any:
+        parsed.append(json.loads(raw)["jwk"]["x"])
+        return key_of(raw)
+
+    monkeypatch.setattr(proofs, "_key_of", counted)
+    known = KnownKeys(most=2)
+    first, second, third = keys = [DeviceKey() for _ in range(3)]
+    forged = first.proof("POST", URL, NOW, None, ProofFaults(signature=bytes(64)))
+    assert isinstance(outcome(forged, known, token=None, now=NOW), ProofInvalid)
+    assert len(known) == 0
+    for key in (first, second, first, third, first, second):
+        verified = outcome(key.proof("POST", URL, NOW), known, token=None, now=NOW)
+        assert isinstance(verified, Proof)
+        assert verified.key_thumbprint == key.thumbprint
+    assert len(known) == 2
+    assert parsed == [each.jwk["x"] for each in (first, *keys, second)]
 
 
 def test_a_long_proof_is_refused_before_it_is_read() -> None:
