@@ -218,6 +218,8 @@ async def test_without_a_webhook_nothing_is_stored_and_what_was_there_is_deleted
         anna, frame = relay.caller(anna.person), relay.caller(frame.person)
         await unmute(anna, frame)
         await mute(anna, frame)
+        # of several processes one sweeps at a time, and the one of before may just have done it
+        relay.clock.ahead = 60
         await relay.app[RELAY].run("", sweep(None))  # the first one may still be under way
         assert query(place_of(relay.store), "SELECT count(*) FROM account_events") == [(0,)]
 
