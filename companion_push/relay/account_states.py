@@ -25,6 +25,7 @@ PORTION: Final = 100  # accounts that one transaction of the sweep looks at
 ABSENT: Final = 0  # in place of a version: there is no value
 _VERSION_BITS: Final = 63
 _CACHED: Final = 4096  # accounts
+CONFIRMED: Final = 3  # times that nobody else had written a state, after which a process goes by its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +179,24 @@ class SqlStates:
         return [account for (account,) in rows]
 
 
+@dataclass(slots=True)
+class _Cached:
+    """A state that a process has read or made."""
+
+    version: int
+    state: AccountState
+    confirmed: int = 0  # how often in a row the store has said that nobody else had written it
+
+
 class StateCache:
     """The newest states that this process has read or made, of at most `_CACHED` accounts.
 
     One counts only where the store says that its version is the newest, so that an old one, or one whose transaction was
-    rolled back, does no harm.
+    rolled back, does no harm: before it is used, or where it is written over (`is_confirmed`), with that.
     """
 
     def __init__(self) -> None:
-        self._states: OrderedDict[str, tuple[int, AccountState]] = OrderedDict()
+        self._states: OrderedDict[str, _Cached] = OrderedDict()
         self._lock = threading.Lock()  # transactions may run in threads
 
     def __len__(self) -> int:
@@ -194,15 +204,33 @@ class StateCache:
 
     def get(self, account: str) -> tuple[int, AccountState]:
         """The version and the state of an account; `ABSENT` without one."""
-        return self._states.get(account, (ABSENT, EMPTY))
+        found = self._states.get(account)
+        return (ABSENT, EMPTY) if found is None else (found.version, found.state)
 
-    def put(self, account: str, version: int, state: AccountState) -> None:
+    def put(self, account: str, version: int, state: AccountState, *, ours: bool = False) -> None:
+        """Take a state. ours: this process has written it over the one that is here."""
         with self._lock:
-            self._states.pop(account, None)
+            before = self._states.pop(account, None)
             if version != ABSENT:
-                self._states[account] = version, state
+                confirmed = before.confirmed if ours and before is not None else 0
+                self._states[account] = _Cached(version, state, confirmed)
             if len(self._states) > _CACHED:
                 self._states.popitem(last=False)
+
+    def confirm(self, account: str) -> None:
+        """Note that the store has said that a state is the newest."""
+        found = self._states.get(account)
+        if found is not None:
+            found.confirmed += 1
+
+    def is_confirmed(self, account: str) -> bool:
+        """Whether nobody else seems to write the account's state: it may be written over without being read again."""
+        found = self._states.get(account)
+        return found is not None and found.confirmed >= CONFIRMED
+
+    def forget(self, account: str) -> None:
+        """Drop a state over which somebody else has written."""
+        self.put(account, ABSENT, EMPTY)
 
 
 class Unsettled(Exception):  # noqa: N818  a state of affairs
@@ -256,6 +284,7 @@ class _Held:
     stored: AccountState
     state: AccountState
     is_new: bool = False  # whether it is to be written
+    is_read: bool = True  # False: it is the process's own, of which the store is asked with the write
     authority: int = 0  # that it is written with
 
 
@@ -267,6 +296,7 @@ class States:
     ) -> None:
         """cache: of the process; None for none. beside: None for a store that commits with the transaction."""
         self._store, self._now, self._beside = store, now, beside
+        self._goes_by_cache = not isinstance(store, SqlStates)  # which is asked with the transaction
         self._cache = StateCache() if cache is None else cache
         self._held: dict[str, _Held] = {}
         self._sealed: dict[str, dict[EnvelopeKey, bytes]] = {}
@@ -274,19 +304,26 @@ class States:
 
     def aside(self) -> "States":
         """States of the same store, for what is tried and never stored."""
-        return States(self._store, self._now, self._cache, beside=self._beside)
+        aside = States(self._store, self._now, self._cache, beside=self._beside)
+        aside._goes_by_cache = False  # nobody checks it at the end
+        return aside
 
     def of(
-        self, account: str, *, reads: Callable[[AccountState], Iterable[EnvelopeKey]] = lambda _: ()
+        self,
+        account: str,
+        *,
+        reads: Callable[[AccountState], Iterable[EnvelopeKey]] = lambda _: (),
+        writes: bool = False,
     ) -> AccountState:
         """Read the state of an account as it is now. `Unsettled` where it is older than a change of who may do what.
 
-        reads: envelopes that are asked for next where the state is still the one that this process knows.
+        reads: envelopes that are asked for next where the state is still the one that this process knows. writes: whether it will
+        presumably be written, so that the store need not be asked before where this process alone seems to write it.
         """
         held = self._held.get(account)
         if held is None:
             asked = None if self._beside is None else self._beside.ask_authority(account)
-            held = self._held[account] = self._load(account, reads)
+            held = self._held[account] = self._load(account, reads, writes=writes)
             if self._beside is not None and asked is not None:
                 held.authority = asked() or 0
                 is_there = held.version != ABSENT
@@ -319,22 +356,31 @@ class States:
         self._store.load("")
 
     def _load(
-        self, account: str, reads: Callable[[AccountState], Iterable[EnvelopeKey]] = lambda _: ()
+        self,
+        account: str,
+        reads: Callable[[AccountState], Iterable[EnvelopeKey]] = lambda _: (),
+        *,
+        writes: bool = False,
     ) -> _Held:
         known, state = self._cache.get(account)
+        goes_by_cache = writes and self._goes_by_cache and self._cache.is_confirmed(account)
         if isinstance(self._store, SqlStates):
             self._store.expect(account, reads(state))
-        value = self._store.load(account, known)
+        value = Value(known, None) if goes_by_cache else self._store.load(account, known)
         if value.version == ABSENT:
             state = EMPTY
         elif value.data is not None:
             state = self._decoded(value.data)
             self._cache.put(account, value.version, state)
+        elif not goes_by_cache:
+            self._cache.confirm(account)
         if self._beside is not None and value.version != ABSENT:
             version, before = self._beside.tries.written.get(account, (ABSENT, EMPTY))
             if version == value.version:  # ours, of a try that was rolled back
                 state = replace(before, authority=state.authority)
-        return _Held(version=value.version, stored=state, state=state.at(self._now))
+        return _Held(
+            version=value.version, stored=state, state=state.at(self._now), is_read=not goes_by_cache
+        )
 
     @staticmethod
     def _decoded(data: bytes) -> AccountState:
@@ -400,6 +446,21 @@ class States:
             is_absent = held.version == ABSENT and held.state.is_empty
             if not is_absent and (held.is_new or account in self._erased):
                 self._write(account, held)
+        self.check()
+
+    def check(self) -> None:
+        """Ask the store whether what was not read is the newest. `StoreBusy` where it is not: read again.
+
+        A refusal is checked as well: it goes by a state that nobody writes.
+        """
+        for account, held in self._held.items():
+            if not held.is_read and self._store.load(account, held.version).version != held.version:
+                raise self._changed(account)
+            held.is_read = True
+
+    def _changed(self, account: str) -> StoreBusy:
+        self._cache.forget(account)
+        return StoreBusy("the state of the account has changed meanwhile")
 
     def _write(self, account: str, held: _Held) -> None:
         state = held.state
@@ -419,8 +480,9 @@ class States:
             )
         )
         if newest is not None:
-            raise StoreBusy("the state of the account has changed meanwhile")
-        self._cache.put(account, version, state)
+            raise self._changed(account)
+        held.is_read = True
+        self._cache.put(account, version, state, ours=True)
         if self._beside is not None:
             self._beside.tries.written[account] = version, held.stored
 

@@ -910,9 +910,13 @@ class RelayEndpoints:
                 several=self._nodes is not None,
                 ask_member=asked,
             )
-            answer = operations.with_pushes(call, operations.counted(call, operation(call)))
-            if call.several:
-                answer = operations.among_several(call, answer, called=called)
+            try:
+                answer = operations.with_pushes(call, operations.counted(call, operation(call)))
+                if call.several:
+                    answer = operations.among_several(call, answer, called=called)
+            except Problem:
+                call.states.check()
+                raise
             call.states.store()
             if self._nodes is not None and (wake := _wake_up(answer)):
                 self._nodes.wake_ups.in_transaction(db, wake)

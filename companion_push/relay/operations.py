@@ -762,7 +762,7 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, c
         device = call.member(Role.DEVICE)
         refuse_muted = mutes.refuse_muted(call.db, device.name)
         companions = accounts.ask_companions(call.db, device.account)
-        state = call.states.of(device.account)
+        state = call.states.of(device.account, writes=True)
         known = state.request((device.name, request_id))
         if known is not None:
             if known.fingerprint != fingerprint:
@@ -853,7 +853,7 @@ def read_request(request_id: str, version: int | None) -> Operation:
 
 def device_event(request_id: str, report: DeviceReport) -> Operation:
     def operation(call: Call) -> Answer:
-        device, stored = _own(call, request_id)
+        device, stored = _own(call, request_id, writes=True)
         after = call.current(stored).device_says(report.event, report.reason)
         if after is not stored:
             call.states.save(after)
@@ -922,7 +922,9 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
         companion = call.member(Role.COMPANION)
         head = None if word is None else accounts.ask_head(call.db, companion)
         sealed = EnvelopeKey(device, request_id, companion.name)
-        state = call.states.of(companion.account, reads=lambda _: [] if word is None else [sealed])
+        state = call.states.of(
+            companion.account, reads=lambda _: [] if word is None else [sealed], writes=True
+        )
         stored = state.request((device, request_id))
         if stored is None or companion.name not in stored.recipients:
             raise not_found()
@@ -1270,10 +1272,10 @@ def read_store(call: Call) -> Answer:
     return Answer(body={}, durable=False)
 
 
-def _own(call: Call, request_id: str) -> tuple[Membership, Request]:
-    """Read the calling device's membership, and its request as it is stored."""
+def _own(call: Call, request_id: str, *, writes: bool = False) -> tuple[Membership, Request]:
+    """Read the calling device's membership, and its request as it is stored. writes: as with `States.of`."""
     device = call.member(Role.DEVICE)
-    stored = call.states.of(device.account).request((device.name, request_id))
+    stored = call.states.of(device.account, writes=writes).request((device.name, request_id))
     if stored is None:
         raise not_found()
     return device, stored

@@ -99,12 +99,7 @@ class RedisStates:
         return Value(known, None) if value.version == known else value
 
     def cas(self, write: Write) -> Value | None:
-        data = b"" if write.data is None else _version(write.version) + write.data
-        words: list[bytes | str | int] = [_version(write.expected), data, _milliseconds(write.lasts + _LATER)]
-        words += [write.account, repr(write.changes_at), len(write.erased)]
-        words += [_name(key) for key in write.erased]
-        for key, sealed in write.sealed.items():
-            words += [_name(key), sealed]
+        words = _words(write)
         stored = self._ask(
             write.account, lambda client: self._run(client, _CAS, self._keys(write.account), words)
         )
@@ -346,6 +341,17 @@ def _bucket(account: str) -> int:
 
 def _name(key: EnvelopeKey) -> str:
     return f"{key.device} {key.request} {key.recipient}"
+
+
+def _words(write: Write) -> list[bytes | str | int]:
+    """The script's arguments of a write."""
+    data = b"" if write.data is None else _version(write.version) + write.data
+    words: list[bytes | str | int] = [_version(write.expected), data, _milliseconds(write.lasts + _LATER)]
+    words += [write.account, repr(write.changes_at), len(write.erased)]
+    words += [_name(key) for key in write.erased]
+    for key, sealed in write.sealed.items():
+        words += [_name(key), sealed]
+    return words
 
 
 def _version(version: int) -> bytes:

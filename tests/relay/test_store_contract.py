@@ -21,6 +21,7 @@ from companion_push.relay import account_states
 from companion_push.relay.account_state import EMPTY, decoded, encoded
 from companion_push.relay.account_states import (
     ABSENT,
+    CONFIRMED,
     EnvelopeKey,
     SqlStates,
     StateCache,
@@ -67,9 +68,11 @@ class MemoryNode:
     store: MemoryStates
 
     async def do(self, work: Callable[[StateStore], T]) -> T:
-        """Do something in one step. What fails is done all the same: there is no transaction around it."""
-        await asyncio.sleep(0)
-        return work(self.store)
+        """Do something in one step, again where somebody else was faster. What fails is done all the same."""
+        while True:
+            await asyncio.sleep(0)
+            with suppress(StoreBusy):
+                return work(self.store)
 
 
 @dataclass(frozen=True)
@@ -461,8 +464,11 @@ async def test_a_transaction_over_an_old_state_is_done_again_over_the_newest_and
 
 
 @pytest.mark.threat("T5")
-async def test_of_many_claims_in_a_race_over_nodes_one_stands(engine: Engine, account: str) -> None:
-    """Claims by the rules, of companions that reach the store through nodes with a cache each."""
+async def test_of_many_claims_in_a_race_over_nodes_one_stands(
+    engine: Engine, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claims by the rules, of companions that reach the store through nodes with a cache each, by which they go."""
+    monkeypatch.setattr(account_states, "CONFIRMED", 0)
     caches = (StateCache(), StateCache())
     names = [f"companion {which}" for which in range(CLAIMERS)]
     won: Counter[str] = Counter()
@@ -471,13 +477,19 @@ async def test_of_many_claims_in_a_race_over_nodes_one_stands(engine: Engine, ac
     async def claim(which: int, name: str) -> None:
         def by(store: StateStore) -> None:
             states = States(store, NOW, caches[which % 2])
-            request = states.of(account).request(("frame", name))
+            request = states.of(account, writes=True).request(("frame", name))
+            if request is None:  # as far as is known here
+                states.check()
             assert request is not None
-            states.save(
-                request.companion_says(
-                    names[which], CompanionEvent.CLAIMED, None, now=NOW, word=f"word {which}".encode()
+            word = f"word {which}".encode()
+            try:
+                claimed = request.companion_says(
+                    names[which], CompanionEvent.CLAIMED, None, now=NOW, word=word
                 )
-            )
+            except Problem:
+                states.check()
+                raise
+            states.save(claimed)
             states.store()
 
         try:
@@ -495,6 +507,72 @@ async def test_of_many_claims_in_a_race_over_nodes_one_stands(engine: Engine, ac
         await engine.do(lambda store, ended=ended: saved(store, ended))  # type: ignore[misc]
     assert won == Counter(f"r{number}" for number in range(engine.rounds))
     assert lost == {Slug.ALREADY_CLAIMED: engine.rounds * (CLAIMERS - 1)}
+
+
+async def test_who_alone_writes_a_state_does_not_read_it_before() -> None:
+    store, cache = CountedLoads(), StateCache()
+    request = request_of("alice")
+    submitted(store, request, cache)
+    for _ in range(CONFIRMED):
+        at(store, cache=cache).of("alice")
+    loads = store.loads
+    for number in range(3):
+        states = at(store, cache=cache)
+        assert states.of("alice", writes=True).requests == (request,)
+        request = request.heard(NOW + 100 * (number + 1), 1)
+        states.save(request)
+        states.store()
+    assert store.loads == loads
+    states = at(store, cache=cache)  # who writes nothing in the end has read all the same
+    states.of("alice", writes=True)
+    states.store()
+    assert store.loads == loads + 1
+    at(store, cache=cache).of("alice")
+    at(store, cache=cache).aside().of("alice", writes=True)  # nobody checks what it says
+    assert store.loads == loads + 3
+
+
+@pytest.mark.threat("T5")
+@pytest.mark.parametrize("ends_by", ["store", "check"])
+async def test_what_a_process_has_in_mind_counts_for_nothing_once_another_one_has_written(
+    ends_by: str,
+) -> None:
+    """Neither for a change, nor for a refusal or an answer: it is read again, and then before each time for a while."""
+    store, cache = CountedLoads(), StateCache()
+    request = request_of("alice")
+    submitted(store, request, cache)
+    for _ in range(CONFIRMED):
+        at(store, cache=cache).of("alice")
+    saved(store, request.superseded())  # by another process
+    stale = at(store, cache=cache)
+    assert stale.of("alice", writes=True).requests == (request,)
+    if ends_by == "store":
+        stale.save(request.fetched("anna"))
+    with pytest.raises(StoreBusy):
+        getattr(stale, ends_by)()
+    loads = store.loads
+    again = at(store, cache=cache)
+    assert again.of("alice", writes=True).requests == (request.superseded(),)
+    again.store()
+    assert store.loads == loads + 1
+
+
+class CountedLoads(MemoryStates):
+    """It counts how often it is asked for a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads = 0
+
+    def load(self, account: str, known: int = ABSENT) -> Value:
+        self.loads += 1
+        return super().load(account, known)
+
+    def cas(self, write: Write) -> Value | None:
+        loads = self.loads
+        done = super().cas(write)
+        self.loads = loads  # what it looks at itself is no question
+        return done
 
 
 async def test_a_transaction_that_was_rolled_back_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
