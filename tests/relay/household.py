@@ -147,7 +147,10 @@ class Caller:
 
     async def claim(self, owner: "Caller", name: str, **changes: object) -> str:
         """A word that claims a request of `owner`. changes: fields of the claim."""
-        reply = await self.get("/v1/ring")
+        return self._claim(await self.get("/v1/ring"), owner, name, **changes)
+
+    def _claim(self, reply: Reply, owner: "Caller", name: str, **changes: object) -> str:
+        """reply: to the question for the ring."""
         document = from_base64url(reply.body["rings"][-1]) if reply.status == 200 else b""
         ring = Ring.parse_kept(document) if document else found(companion())
         values: dict[str, Any] = {
@@ -159,8 +162,12 @@ class Caller:
         return base64url(Word.give(self.person.key, ring=ring, now=self.clock(), claim=claim).document)
 
     async def claims(self, owner: "Caller", item: Mapping[str, Any], **changes: object) -> Reply:
-        """Claim an item of the inbox over the bytes that it came with."""
-        word = await self.claim(owner, item["id"], **({"sealed": from_base64url(item["sealed"])} | changes))
+        """Claim an item of the inbox over the bytes that it came with. Where the ring cannot be read, that is the reply."""
+        ring = await self.get("/v1/ring")
+        if ring.problem == "store-unavailable":
+            return ring
+        changes = {"sealed": from_base64url(item["sealed"])} | changes
+        word = self._claim(ring, owner, item["id"], **changes)
         return await self.act(owner, item["id"], "claimed", word=word)
 
     async def inbox(self) -> list[dict[str, Any]]:
