@@ -12,12 +12,14 @@ import pytest_asyncio
 from certificates import Certificate, make_certificate
 from hypothesis import settings
 
+from tests import fork_server
 from tests.loop_clock import LoopClock
 from tests.open_things import Open, note_sessions, until_nothing_is_left
 
 collect_ignore = ["ble", "peers"]  # in a guest, and with programs of others: make ble-test, make interop
 
 note_sessions()
+fork_server.install()
 
 # what a test reaches is here, whatever stands between this machine and others
 for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
@@ -67,10 +69,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.filterwarnings(f"ignore:{message}:ResourceWarning"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Execute the programs of this test, its fixtures' included, where it says so."""
+    fork_server.executed = item.get_closest_marker("executed") is not None
+
+
 def pytest_collection_finish() -> None:
     """Let the collector pass over the tests and all that they import: none of it is garbage, and it looks often."""
     gc.collect()
     gc.freeze()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # it will be needed, and no test shall wait for it
+        fork_server.running_server()
 
 
 def _shares_its_loop(item: pytest.Item) -> bool:
