@@ -64,9 +64,10 @@ class ForkServer:
         RESERVED.add(str(Path("/proc/self/fd", str(ours.fileno())).readlink()))
         self._channel, self._asking = ours, threading.Lock()
         command = [sys.executable, "-m", "tests.fork_server", str(its.fileno()), "x" * _ROOM]
-        self.environment = dict(os.environ)
+        # without what marks a test's programs
+        self.at_start = _at_start(os.environ)
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env={**self.environment, _PADDING: "x" * _ROOM},
+            command, cwd=ROOT, env={**self.at_start, _PADDING: "x" * _ROOM},
             pass_fds=(its.fileno(),), stdin=subprocess.DEVNULL,
         )  # fmt: skip
         its.close()
@@ -126,7 +127,7 @@ def install() -> None:
         mapping = _mapping(environment)
         server = running_server()
         too_long = max(len("".join(shown)), len("".join(mapping) + "".join(mapping.values()))) > _ROOM // 4
-        if too_long or _at_start(mapping) != _at_start(server.environment):
+        if too_long or _at_start(mapping) != server.at_start:
             return int(execute(*given))
         return server.start(
             package,
