@@ -9,6 +9,7 @@ import re
 import secrets
 import signal
 import sys
+import tempfile
 from asyncio.subprocess import PIPE, Process
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,34 @@ async def start(*options: str, mark: tuple[str, str], temporary: Path, **environ
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Where a story is told in this process, so that its programs come from the fork server."""
+
+    temporary: Path
+    monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str]
+
+    def tell(self, *options: str) -> Story:
+        """The demo from beginning to end."""
+        name, value = marker()
+        self.monkeypatch.setenv(name, value)
+        self.monkeypatch.setattr(tempfile, "tempdir", str(self.temporary))
+        self.monkeypatch.setattr(sys, "argv", [str(DEMO), *options, "--json"])
+        status = demo.main()
+        output, complaints = self.capsys.readouterr()
+        assert complaints == ""
+        left_nothing((name, value), self.temporary)
+        return Story(status, [json.loads(line) for line in output.splitlines()])
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Stage:
+    return Stage(tmp_path, monkeypatch, capsys)
+
+
 async def tell(*options: str, temporary: Path) -> Story:
-    """The demo from beginning to end."""
+    """The demo from beginning to end, in a process of its own, which executes its programs."""
     mark = marker()
     process = await start(*options, "--json", mark=mark, temporary=temporary)
     async with asyncio.timeout(TIMEOUT):
@@ -69,8 +96,8 @@ def left_nothing(mark: tuple[str, str], temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-async def test_a_sign_in_over_graphql_ends_with_a_session(tmp_path: Path) -> None:
-    story = await tell("--graphql", temporary=tmp_path)
+def test_a_sign_in_over_graphql_ends_with_a_session(stage: Stage) -> None:
+    story = stage.tell("--graphql")
     assert (story.status, story.end["status"], story.end["user"]) == (0, 0, "ada")
     told = [event["what"] for event in story.events if event.get("who") == demo.PHONE]
     assert "subscribes to its inbox" in told
@@ -98,10 +125,10 @@ async def test_the_plain_story_ends_with_a_session(tmp_path: Path) -> None:
     ],
     ids=["decline", "expire", "notifications off", "linked", "offline"],
 )
-async def test_a_variant_ends_well_when_it_ends_as_it_should(
-    option: str, status: int, user: str | None, tmp_path: Path
+def test_a_variant_ends_well_when_it_ends_as_it_should(
+    option: str, status: int, user: str | None, stage: Stage
 ) -> None:
-    story = await tell(option, temporary=tmp_path)
+    story = stage.tell(option)
     assert (story.status, story.end["status"], story.end["right"]) == (0, status, True)
     assert story.end["user"] == user
     assert "as it should be" in story.end["text"].lower()
@@ -129,8 +156,8 @@ def check_order(story: Story) -> None:
 
 
 @pytest.mark.threat("T5")
-async def test_in_the_race_one_companion_opens_each_request(tmp_path: Path) -> None:
-    story = await tell("--race", temporary=tmp_path)
+def test_in_the_race_one_companion_opens_each_request(stage: Stage) -> None:
+    story = stage.tell("--race")
     assert (story.status, story.end["status"]) == (0, 0)
     assert story.end["text"].startswith("The defence held")
     signing = [event for event in story.events if event.get("stage") == "phone-verified"]
@@ -139,8 +166,8 @@ async def test_in_the_race_one_companion_opens_each_request(tmp_path: Path) -> N
 
 @pytest.mark.threat("T3")
 @pytest.mark.threat("T16")
-async def test_a_phone_whose_companion_does_not_claim_gets_no_command(tmp_path: Path) -> None:
-    story = await tell("--unclaimed", temporary=tmp_path)
+def test_a_phone_whose_companion_does_not_claim_gets_no_command(stage: Stage) -> None:
+    story = stage.tell("--unclaimed")
     assert (story.status, story.end["status"], story.end["user"]) == (0, 8, None)
     assert story.end["text"].startswith("The defence held")
     assert "phone-asked" not in story.stages(TABLET)
@@ -172,8 +199,8 @@ def test_an_unclaimed_story_ends_well_when_a_phone_was_there_and_got_no_command(
 
 
 @pytest.mark.threat("T2")
-async def test_the_rogue_relay_is_refused_before_everybodys_eyes(tmp_path: Path) -> None:
-    story = await tell("--rogue-relay", temporary=tmp_path)
+def test_the_rogue_relay_is_refused_before_everybodys_eyes(stage: Stage) -> None:
+    story = stage.tell("--rogue-relay")
     assert (story.status, story.end["status"]) == (0, 8)
     assert story.end["text"].startswith("The defence held")
     refused = [event for event in story.events if event.get("stage") == "refused"]
