@@ -77,6 +77,8 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (TransportReason.UNREACHABLE, None): (
         "check that it runs, and that network and firewalls let this machine through: `curl --verbose URL`"
     ),
+    (TransportReason.UNREACHABLE, "Bluetooth"): "bring the phone near, and try again",
+    (TransportReason.UNREACHABLE, "hung up"): "try again, and look at the phone: it may say why it ended",
     (TransportReason.UNTRUSTED_CERTIFICATE, None): (
         "where the server has an authority of its own, name that with `--ca FILE`, which takes the place of the"
         " system's; elsewhere somebody may be in between"

@@ -31,10 +31,11 @@ from headless_passkey.errors import (
     RemoteProtocolError,
     SetupError,
     SetupReason,
+    TransportError,
     TransportReason,
     UsageError,
 )
-from headless_passkey.mends import setup_error, transport_error
+from headless_passkey.mends import mend, setup_error, transport_error
 from headless_passkey.process import early_signals
 from headless_passkey.process.memory import forbid_core_dumps
 from headless_passkey.process.private_file import cannot_write
@@ -342,9 +343,14 @@ def told(error: HeadlessPasskeyError, *, as_json: bool) -> ExitStatus:
         type(error).__name__,
         error.reason,
         str(error),
-        advice=error.advice,
+        advice=error.advice or (_retry(error) if isinstance(error, TransportError) else None),
         as_json=as_json,
     )
+
+
+def _retry(error: TransportError) -> str:
+    """Say what to do about what failed on the way, where whoever raised it said nothing."""
+    return mend(error.reason) or "try again"
 
 
 def fail(

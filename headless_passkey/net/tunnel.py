@@ -76,8 +76,9 @@ class TunnelRefused(TransportError):  # noqa: N818  an answer like another
 
     def __init__(self, host: str, status: int) -> None:
         """status: of HTTP; 404 means that the tunnel service has no such tunnel."""
+        reason = TransportReason.SERVER_FAILED
         super().__init__(
-            f"the tunnel service {host} answered HTTP status {status}", reason=TransportReason.SERVER_FAILED
+            f"the tunnel service {host} answered HTTP status {status}", reason=reason, advice=mend(reason)
         )
         self.host, self.status = host, status
 
@@ -210,7 +211,9 @@ class Tunnel:
 
     def _closed(self, code: int | None) -> TunnelClosed:
         if code in (WSCloseCode.OK, WSCloseCode.GOING_AWAY):
-            return TunnelClosed("the other end closed the tunnel", clean=True)
+            reason = TransportReason.UNREACHABLE
+            advice = mend(reason, "hung up")
+            return TunnelClosed("the other end closed the tunnel", clean=True, reason=reason, advice=advice)
         if code == SILENT:
             return _went_silent(f"the tunnel service {self._host} hears nothing more of the other end")
         return self._gone(f"broke off (close code {code})")
@@ -219,7 +222,8 @@ class Tunnel:
         if isinstance(self._websocket.exception(), aiohttp.ServerTimeoutError):  # of a ping
             return _went_silent(f"the tunnel service {self._host} does not answer any more")
         what = f"the tunnel through {self._host} {how}"
-        return TunnelClosed(what, clean=False, reason=TransportReason.UNREACHABLE)
+        reason = TransportReason.UNREACHABLE
+        return TunnelClosed(what, clean=False, reason=reason, advice=mend(reason))
 
     def _broken(self, error: BaseException) -> Exception:
         if isinstance(error, aiohttp.WebSocketError):

@@ -16,6 +16,7 @@ from headless_passkey.errors import (
     TransportError,
     TransportReason,
 )
+from headless_passkey.mends import transport_error
 from headless_passkey.process.tasks import end_quietly, to_its_end
 from headless_passkey.radio.l2cap import CLOSE_TIMEOUT, CONNECT_TIMEOUT, MIN_MTU, MTU
 
@@ -179,8 +180,10 @@ class BumbleChannel:
 
 
 def _unreachable() -> TransportError:
-    return TransportError("the phone cannot be reached over Bluetooth", reason=TransportReason.UNREACHABLE)
+    what = "the phone cannot be reached over Bluetooth"
+    return transport_error(what, TransportReason.UNREACHABLE, "Bluetooth")
 
 
 def _closed() -> TransportError:
-    return TransportError("the other end closed the direct channel", reason=TransportReason.UNREACHABLE)
+    what = "the other end closed the direct channel"
+    return transport_error(what, TransportReason.UNREACHABLE, "hung up")

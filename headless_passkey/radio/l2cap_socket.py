@@ -241,7 +241,8 @@ async def _ready(descriptor: int, *, writing: bool) -> None:
 
 
 def _closed() -> TransportError:
-    return TransportError("the other end closed the direct channel", reason=TransportReason.UNREACHABLE)
+    what = "the other end closed the direct channel"
+    return transport_error(what, TransportReason.UNREACHABLE, "hung up")
 
 
 def _broken(error: Exception) -> TransportError:
@@ -256,6 +257,5 @@ def _broken(error: Exception) -> TransportError:
                 "this kernel has no Bluetooth sockets", reason=TransportReason.ADAPTER_UNABLE
             )
     why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-    return TransportError(
-        f"the direct channel over Bluetooth failed ({why})", reason=TransportReason.UNREACHABLE
-    )
+    what = f"the direct channel over Bluetooth failed ({why})"
+    return transport_error(what, TransportReason.UNREACHABLE, "Bluetooth")

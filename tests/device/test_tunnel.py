@@ -22,6 +22,7 @@ from headless_passkey.errors import (
     TransportReason,
 )
 from headless_passkey.hybrid.tunnel_url import contact_headers
+from headless_passkey.mends import mend
 from headless_passkey.net.tls import tls_context
 from headless_passkey.net.tunnel import MAX_UNREAD, TunnelClosed, open_tunnel
 
@@ -243,8 +244,11 @@ async def test_a_goodbye_is_a_clean_end(loopback_certificate: Certificate, code:
         with pytest.raises(TunnelClosed) as closed:
             await tunnel.receive()
         assert closed.value.clean
-        with pytest.raises(TransportError):
+        assert closed.value.reason is TransportReason.UNREACHABLE
+        assert closed.value.advice == mend(TransportReason.UNREACHABLE, "hung up")
+        with pytest.raises(TransportError) as late:
             await tunnel.send(b"too late")
+        assert late.value.advice == mend(TransportReason.UNREACHABLE)
 
 
 async def test_another_close_code_is_not_a_clean_end(loopback_certificate: Certificate) -> None:
