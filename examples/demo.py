@@ -22,12 +22,26 @@ The demo starts every program as a user would start it, and imports none of the
 packages.
 """
 
+import os
+import signal
+import sys
+
+
+def _end(_number: int, _frame: object) -> None:
+    """End at Ctrl-C and SIGTERM while the modules below are loaded: no program has been started."""
+    os.write(2, b"demo: interrupted\n")
+    os._exit(130)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+if __name__ == "__main__":
+    for each in SIGNALS:
+        signal.signal(each, _end)
+
 import argparse
 import asyncio
 import bisect
 import json
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
@@ -439,6 +453,9 @@ def main() -> int:
     console = Console()
     timeline = Timeline(args.json, console)
     try:
+        for number in SIGNALS:
+            if signal.getsignal(number) is _end:
+                signal.signal(number, signal.default_int_handler)
         with tempfile.TemporaryDirectory(prefix="headless-passkey-demo-") as folder:
             telling = _until_terminated(demo(args, timeline, Path(folder)))
             if args.json:

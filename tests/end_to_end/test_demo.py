@@ -20,6 +20,7 @@ import pytest
 from rich.console import Console
 
 from tests.end_to_end.household import processes
+from tests.test_early_signals import signalled
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 TIMEOUT = 240
@@ -322,6 +323,20 @@ async def test_interrupting_ends_every_program(moment: str, number: signal.Signa
         assert await process.wait() == 130
     assert complaints.decode().splitlines() == ["demo: interrupted"]
     left_nothing(mark, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("module", ["argparse", "asyncio", "rich.live", "world"])
+async def test_interrupting_it_while_it_loads_ends_it_with_one_line(
+    module: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    mark = marker()
+    process = await start(mark=mark, temporary=temporary, **signalled(tmp_path, module, number))
+    _, complaints = await process.communicate()
+    assert (process.returncode, complaints) == (130, b"demo: interrupted\n")
+    left_nothing(mark, temporary)
 
 
 async def test_a_terminal_that_interrupts_all_programs_at_once_gets_one_line(tmp_path: Path) -> None:
