@@ -18,6 +18,7 @@ import redis
 from redis.exceptions import RedisError
 
 from companion_push.relay.redis_place import RedisPlace
+from tests.guard import Guard
 from tests.jumping_clock import JumpingClock, is_possible
 from tests.ports import reserved_port
 
@@ -70,11 +71,14 @@ class RedisServer:
         (self.folder / "conf").write_text("\n".join([*lines, ""]))
         self._program = needed(engine)
         self.clock = needed_clock(self.folder / "clock") if jumps else None
+        self._guard: Guard | None = None
         self.start()
 
     def start(self) -> None:
         environment = None if self.clock is None else self.clock.environment
         self._process = subprocess.Popen([self._program, str(self.folder / "conf")], env=environment)
+        self._unguard()
+        self._guard = Guard(self._process.pid, self.folder)
         until(lambda: self._process.poll() is not None or self.answers())
         assert self._process.returncode is None, (self.folder / "log").read_text()
 
@@ -95,10 +99,14 @@ class RedisServer:
         """Stop it without notice."""
         self._process.kill()
         self._process.wait()
+        self._unguard()
+
+    def _unguard(self) -> None:
+        if self._guard is not None:
+            self._guard.end()
 
     def end(self) -> None:
-        if self._process.poll() is None:
-            self.kill()
+        self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def place(self, **settings: Any) -> RedisPlace:

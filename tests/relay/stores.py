@@ -6,6 +6,7 @@ With RELAY_TEST_STATES=redis beside it, or another one of `redis_servers.ENGINES
 import atexit
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ import pytest
 from companion_push.relay.postgres import PostgresStore, migrate
 from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.store_place import PostgresUri, StorePlace
+from tests.guard import Guard
 from tests.ports import reserved_port
 from tests.relay import redis_servers
 
@@ -64,9 +66,12 @@ class PostgresServer:
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=400 {self._settings}"
         self.call("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
+        number = int((self.folder / "data/postmaster.pid").read_text().splitlines()[0])
+        self._guard = Guard(number, self.folder, signal.SIGQUIT)
 
     def stop(self, how: str = "fast") -> None:
         self.call("pg_ctl", "-w", "-m", how, "stop")
+        self._guard.end()
 
     def end(self) -> None:
         self.stop("immediate")
