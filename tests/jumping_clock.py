@@ -36,12 +36,14 @@ class JumpingClock:
         """Put it ahead of the right time by so many seconds."""
         with self._file.open("r+b" if self._file.exists() else "xb") as file:
             file.write(struct.pack("=d", ahead))
+        self._file.chmod(0o644)
 
 
 @cache
 def _library() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="jumping-clock-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder.chmod(0o755)  # PostgreSQL runs as a user of its own
     made = folder / "clock.so"
     subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", made, SOURCE], check=True)
     return made

@@ -48,6 +48,7 @@ _TEST_LIFE: Final = 300  # seconds
 _DISMISS_LIFE: Final = 600  # seconds: what it dismisses is gone from the phone by then, too
 _TAG_SIZE: Final = 16  # bytes
 _COLLECTED: Final = 1000  # pushes that one sweep takes up
+_FURTHEST: Final = 60.0  # seconds: what is kept for longer was kept by a clock that has gone back since
 _UNSEEN: Final = (
     PushOutcome.GONE,
     PushOutcome.STALE,
@@ -414,8 +415,8 @@ def collect(
     db.execute("DELETE FROM channels WHERE stale_at <= ?", (now - STALE_KEPT,))
     rows = db.execute(
         "SELECT id, account, companion, handle, kind, address, tag, purpose, device, request, expires_at FROM pushes"
-        " WHERE taken_until <= ? ORDER BY id LIMIT ?",
-        (now, _COLLECTED + len(in_flight)),
+        " WHERE taken_until <= ? OR taken_until > ? ORDER BY id LIMIT ?",
+        (now, now + _FURTHEST, _COLLECTED + len(in_flight)),
     ).fetchall()
     orders, over = [], []
     for number, account, companion, handle, kind, address, tag, purpose, device, request, expires_at in rows:

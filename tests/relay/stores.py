@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import tempfile
+import time
 from contextlib import closing
 from functools import cache
 from hashlib import sha256
@@ -38,8 +39,13 @@ of_one_process = pytest.mark.skipif(ON_POSTGRES, reason="several processes may s
 class PostgresServer:
     """A private server, in a folder of its own."""
 
-    def __init__(self, *, durable: bool = False, folder: Path | None = None, settings: str = "") -> None:
-        """durable: whether a commit waits for the disk. folder: which is there, and empty. settings: further ``-c NAME=VALUE``."""
+    def __init__(
+        self, *, durable: bool = False, folder: Path | None = None, settings: str = "", jumps: bool = False
+    ) -> None:
+        """durable: whether a commit waits for the disk. folder: which is there, and empty. settings: further ``-c NAME=VALUE``.
+
+        jumps: whether its clock can be set.
+        """
         self._settings = f"-c fsync={'on' if durable else 'off'} {settings}"
         self.folder = folder or Path(tempfile.mkdtemp(prefix="postgres-"))
         self.port = reserved_port()
@@ -48,6 +54,7 @@ class PostgresServer:
         if os.geteuid() == 0:  # which it refuses to run as
             shutil.chown(self.folder, "postgres", "postgres")
             self._as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        self.clock = redis_servers.needed_clock(self.folder / "clock") if jumps else None
         self.call("initdb", "-A", "trust", "-U", "relay", "--no-locale", "-E", "UTF8")
         self.start()
         try:
@@ -60,8 +67,18 @@ class PostgresServer:
 
     def call(self, program: str, *words: str) -> None:
         command = [*self._as_user, postgres_program(program), "-D", str(self.folder / "data"), *words]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        environment = None if self.clock is None else self.clock.environment
+        done = subprocess.run(
+            command, cwd=self.folder, capture_output=True, text=True, check=False, env=environment
+        )
         assert done.returncode == 0, done.stderr
+
+    def jump(self, ahead: float) -> None:
+        """Set its clock, ahead of the right time by so many seconds, and see that it is."""
+        assert self.clock is not None
+        self.clock.jump(ahead)
+        ((now,),) = self.do("postgres", "SELECT extract(epoch FROM clock_timestamp())::float8")
+        assert abs(now - time.time() - ahead) < 60
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=400 {self._settings}"

@@ -103,11 +103,14 @@ async def test_a_sign_in_goes_on_while_a_primary_is_cut_off_and_back_and_its_cla
         name = fresh_id()
         await two.frame.submit(anna, bert, name=name)
         (item,) = await bert.inbox()
+        words = [
+            await each.claim(two.frame, name) for each in (anna, bert)
+        ]  # the ring is not to be had meanwhile
         assert primary.do("WAIT", 1, 0) >= 1
         primary.send(signal.SIGSTOP)
         replies = await asyncio.gather(
-            again(lambda: anna.claims(two.frame, item)),
-            again(lambda: at(two.first, bert).claims(two.frame, item)),
+            again(lambda: anna.act(two.frame, name, "claimed", word=words[0])),
+            again(lambda: at(two.first, bert).act(two.frame, name, "claimed", word=words[1])),
         )
         assert sorted(reply.status for reply in replies) == [200, 409]
         winner, loser = (anna, bert) if replies[0].status == 200 else (bert, anna)
