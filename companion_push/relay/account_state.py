@@ -6,7 +6,6 @@ and `account_states` reads and stores it. `now` is passed in, Unix seconds by th
 """
 
 import math
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -81,14 +80,17 @@ class AccountState:
         requests.update(new)
         newest_first = sorted(requests.values(), key=lambda each: (each.submitted_at, each.key), reverse=True)
         kept: list[Request] = []
-        over: Counter[str] = Counter()
+        over: dict[str, int] = {}  # by device
+        all_over = 0
         for request in newest_first:
             if not request.live:
-                over[request.device] += 1
-                if over[request.device] > OUTCOMES or over.total() > ALL_OUTCOMES:
+                of_device = over[request.device] = over.get(request.device, 0) + 1
+                all_over += 1
+                if of_device > OUTCOMES or all_over > ALL_OUTCOMES:
                     continue
-            is_newest = request.live or over[request.device] == 1
-            kept.append(request if is_newest or not request.notices else replace(request, notices=()))
+                if of_device > 1 and request.notices:
+                    request = replace(request, notices=())  # noqa: PLW2901  only the newest one tells whom it notified
+            kept.append(request)
         return replace(self, requests=tuple(reversed(kept)))
 
     # Rates
