@@ -252,6 +252,7 @@ class TunnelEndpoints:
             opened.take(end, websocket)
         except BaseException:
             opened.end(vanished())
+            websocket.abort()  # which is not the tunnel's
             raise
         finally:
             opened.coming -= 1
