@@ -16,7 +16,7 @@ import shlex
 import socket
 import ssl
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -200,29 +200,60 @@ class _Server(web.Server):
 
 
 class HandedOver(NamedTuple):
-    """A connection that aiohttp has let go of."""
+    """A connection that aiohttp lets go of."""
 
     transport: asyncio.Transport
     early: bytearray  # what came behind the request
     gone: Callable[[], None]  # to be called when the connection is lost
 
 
-def hand_over(request: web.Request, protocol: asyncio.Protocol) -> HandedOver:
-    """Take the connection of a request whose answer, an upgrade, has been sent, and give it to `protocol`.
+class Upgrade(web.StreamResponse):
+    """The answer 101, behind which another protocol has the connection.
 
-    aiohttp lets go of it at once, and of the request when its handler returns. In the books of `Runner` it stays in use, by the same client.
-    `ConnectionResetError` when it is lost.
+    aiohttp lets go of connection, parser and request as soon as the handler, and each middleware around it, has returned this answer. In
+    the books of `Runner` the connection stays in use, by the same client.
     """
-    http, transport = request.protocol, request.transport
-    if transport is None:
-        raise ConnectionResetError("the connection was lost before its upgrade was answered")
-    early = _Early()
-    http.set_parser(cast("Any", early))
-    transport.set_protocol(protocol)
-    gone = http.hand_over() if isinstance(http, _Connection) else _nothing
-    http.transport = None  # else aiohttp would close it
-    http.connection_lost(None)
-    return HandedOver(transport=transport, early=early.data, gone=gone)
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        super().__init__(status=101, headers=headers)
+        self.force_close()
+        self._held = _Held()
+
+    async def hand_over(self, request: web.Request, protocol: asyncio.Protocol) -> HandedOver:
+        """Send the answer, and give the connection to `protocol`. `ConnectionError` when it is lost."""
+        await self.prepare(request)
+        http, transport = request.protocol, request.transport
+        if transport is None:
+            raise ConnectionResetError("the connection was lost before its upgrade was answered")
+        early = _Early()
+        http.set_parser(cast("Any", early))
+        transport.set_protocol(protocol)
+        http.transport = None  # else aiohttp would close it
+        self._held.http = http
+        books = http.hand_over() if isinstance(http, _Connection) else None
+        return HandedOver(
+            transport=transport, early=early.data, gone=functools.partial(_gone, self._held, books)
+        )
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """End the answer, which aiohttp asks for when the handler has returned it."""
+        self._held.let_go()
+        await super().write_eof(data)
+
+
+class _Held:
+    """aiohttp's protocol of a connection that was handed over, until it has let go of that."""
+
+    __slots__ = ("http",)
+
+    def __init__(self) -> None:
+        self.http: web.RequestHandler | None = None
+
+    def let_go(self) -> None:
+        """Tell aiohttp that the connection is lost, which may cancel the handler."""
+        http, self.http = self.http, None
+        if http is not None:
+            http.connection_lost(None)
 
 
 class _Early:
@@ -239,8 +270,10 @@ class _Early:
         """Do nothing: aiohttp is told that the connection is lost, which is not so."""
 
 
-def _nothing() -> None:
-    """Another server has no books."""
+def _gone(held: _Held, books: Callable[[], None] | None) -> None:
+    held.let_go()  # where a middleware has kept the answer
+    if books is not None:
+        books()
 
 
 def _end(connections: Connections, slot: Slot, client: str) -> None:

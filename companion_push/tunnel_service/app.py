@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import hdrs, web
 
 from companion_push import waking
-from companion_push.serving.http_server import http_logger, problem
+from companion_push.serving.http_server import Upgrade, http_logger, problem
 from companion_push.serving.rate_limit import Policy, limit_headers
 from companion_push.serving.tracing import Span, Tracing, tracing
 from companion_push.serving.webhook import Webhook
@@ -128,11 +128,11 @@ async def drain(app: web.Application, seconds: float, *, cut: "asyncio.Future[No
         logger.warning("%d tunnels were still open when the service stopped", len(endpoints))
 
 
-class Upgraded(web.StreamResponse):
+class Upgraded(Upgrade):
     """The answer to an end's upgrade: the tunnel has its connection."""
 
     def __init__(self, opened: OpenTunnel, end: End, headers: Mapping[str, str]) -> None:
-        super().__init__(status=101, headers=headers)
+        super().__init__(headers)
         self.opened, self.end = opened, end
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from aiohttp import WSCloseCode, hdrs, web
 from multidict import CIMultiDictProxy
 
-from companion_push.serving.http_server import hand_over
+from companion_push.serving.http_server import Upgrade
 
 CLOSE_TIMEOUT: Final = (
     1.0  # seconds an end has to answer our close frame, and as many to take the connection's end
@@ -96,14 +96,12 @@ def _holds(headers: CIMultiDictProxy[str], name: str, token: str) -> bool:
     )
 
 
-async def take_over(request: web.Request, answer: web.StreamResponse, websocket: "Websocket") -> None:
+async def take_over(request: web.Request, answer: Upgrade, websocket: "Websocket") -> None:
     """Send `answer`, the 101 to an upgrade, and give the connection to `websocket`. `ConnectionError` when it is lost.
 
     The handler returns `answer` then: nothing of aiohttp's stays with the connection.
     """
-    answer.force_close()
-    await answer.prepare(request)
-    connection = hand_over(request, websocket)
+    connection = await answer.hand_over(request, websocket)
     websocket.begin(connection.transport, connection.early, connection.gone)
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import gc
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from aiohttp import web
@@ -90,6 +90,43 @@ async def test_behind_a_proxy_an_end_counts_for_its_client_until_it_has_gone() -
             writer.transport.abort()
         await service.until_connections(0)
         assert not service.runner.connections._requests
+
+
+async def test_a_host_that_cancels_the_handlers_of_lost_connections_cancels_no_tunnel() -> None:
+    seen: list[int] = []
+
+    @web.middleware
+    async def in_a_task_of_its_own(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        answer: web.StreamResponse = await asyncio.create_task(_coroutine(handler(request)))
+        seen.append(answer.status)
+        return answer
+
+    host = web.Application(middlewares=[in_a_task_of_its_own])
+    host.add_subapp("/tunnels", make_app(Limits(silence=3600)))
+    runner = web.AppRunner(host, access_log=None, handler_cancellation=True)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port, path = runner.addresses[0][1], f"{1:032X}"
+        async with asyncio.timeout(PATIENCE):
+            first = await Raw.call(port, f"/tunnels/cable/new/{path}")
+            second = await Raw.call(port, f"/tunnels/cable/connect/{first.routing_id}/{path}")
+            for sender, receiver in ((first, second), (second, first)):
+                sender.writer.write(frame(2, b"hello"))
+                assert await receiver.frame() == (2, b"hello")
+            assert seen == [101, 101]  # at once, while the tunnel is open
+            await runner.cleanup()
+            assert [await end.code() for end in (first, second)] == [1001, 1001]
+        for end in (first, second):
+            end.writer.close()
+    finally:
+        await runner.cleanup()
+
+
+async def _coroutine(work: Awaitable[web.StreamResponse]) -> web.StreamResponse:
+    return await work
 
 
 def alive() -> Counter[str]:
