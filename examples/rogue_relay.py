@@ -148,8 +148,9 @@ class RogueRelay:
 
     def _for_members_only(self, asked: str, device: str) -> bytes:
         """A submission without envelopes for whom the newest ring no longer holds, which the real relay would refuse."""
-        body = json.loads(asked)
-        ring = self._ring_of(device)
+        if self._member(device) is None:  # it was removed, which the real relay says
+            return asked.encode()
+        body, ring = json.loads(asked), self._ring_of(device)
         body["envelopes"] = [each for each in body["envelopes"] if ring.member(each["to"]) is not None]
         return json.dumps(body).encode()
 
@@ -207,7 +208,7 @@ class RogueRelay:
 
     def _withheld(self, content: dict[str, Any], member: str) -> dict[str, Any]:
         """What is shown to a device: the rings without the newest one, and no words."""
-        caller = self._ring_of(member).member(member)
+        caller = self._member(member)  # None: it was removed, and may read its last rings
         if caller is None or caller.role is not Role.DEVICE:
             return {}
         before = self._before_the_newest(member)
@@ -247,6 +248,10 @@ class RogueRelay:
         )
         signer = key or (self._own if sender is None else Liar(sender.signing_key, self._own))
         return base64url(seal(announcement, signer, recipient.hpke_key))
+
+    def _member(self, name: str) -> Member | None:
+        found = (ring.member(name) for ring in self._rings.values())
+        return next((member for member in found if member is not None), None)
 
     def _ring_of(self, member: str) -> Ring:
         return next(ring for ring in self._rings.values() if ring.member(member) is not None)

@@ -85,6 +85,7 @@ class Postgres(PostgresServer):
                     os.kill(each, signal.SIGKILL)
             # the next server takes a first process that is not yet reaped for one that runs
             _until(lambda: _state(first) == "X" and not any(map(_runs, killed)))
+        self._unguard()
 
     def end(self) -> None:
         self.kill()

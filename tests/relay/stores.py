@@ -55,6 +55,7 @@ class PostgresServer:
             shutil.chown(self.folder, "postgres", "postgres")
             self._as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
         self.clock = redis_servers.needed_clock(self.folder / "clock") if jumps else None
+        self._guard: Guard | None = None
         self.call("initdb", "-A", "trust", "-U", "relay", "--no-locale", "-E", "UTF8")
         self.start()
         try:
@@ -84,11 +85,17 @@ class PostgresServer:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=400 {self._settings}"
         self.call("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
         number = int((self.folder / "data/postmaster.pid").read_text().splitlines()[0])
+        self._unguard()
         self._guard = Guard(number, self.folder, signal.SIGQUIT)
 
     def stop(self, how: str = "fast") -> None:
         self.call("pg_ctl", "-w", "-m", how, "stop")
-        self._guard.end()
+        self._unguard()
+
+    def _unguard(self) -> None:
+        if self._guard is not None:
+            self._guard.end()
+            self._guard = None
 
     def end(self) -> None:
         self.stop("immediate")
