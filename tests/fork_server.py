@@ -182,6 +182,8 @@ def serve(channel: socket.socket) -> None:
         importlib.import_module(module)
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a fork takes one thread along"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.clear()  # which lies where `_show` writes
+    _show([sys.executable, "-m", "tests.fork_server"], {})
     gc.collect()
     gc.freeze()
     while True:
