@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from companion_push.serving.addresses import Network, network
+from companion_push.serving.allocator import give_back_large_blocks
 from companion_push.serving.connections import (
     CONNECTIONS,
     CONNECTIONS_PER_ADDRESS,
@@ -149,7 +150,11 @@ def count_or_none(text: str) -> int:
 
 
 def _choose_loop(args: argparse.Namespace) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Choose what makes the program's event loop; None for asyncio's own. `SetupError` when it is not installed."""
+    """Choose what makes the program's event loop; None for asyncio's own. `SetupError` when it is not installed.
+
+    Its buffers are why the allocator is set here, before there is one.
+    """
+    give_back_large_blocks()
     if args.event_loop == "asyncio":
         return None
     try:
