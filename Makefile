@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast test-stores coverage properties mutants check lint types imports docs recording site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run docker-test chaos soak bench lock clean
+.PHONY: help demo test test-fast test-stores races coverage properties mutants check lint types imports docs recording site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run docker-test chaos soak bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,13 @@ test-stores: $(VENV)/check.done  ## the tests of relay and relying party on Post
 	@scripts/install-test-packages redis
 	RELAY_TEST_STORE=postgresql $(BIN)/python -m pytest $(PARALLEL) -q $(STORES) $(STATES) $(PYTEST)
 	$(if $(IN_CLUSTER),RELAY_TEST_STORE=postgresql RELAY_TEST_STATES=valkey-cluster $(BIN)/python -m pytest $(PARALLEL) -q $(IN_CLUSTER) $(PYTEST))
+
+RACES ?= 100000
+races: $(VENV)/check.done  ## 10^5 requests on every engine, two claims of each at a time: one stands; for the night
+	@scripts/install-test-packages postgresql
+	@scripts/install-test-packages redis
+	RELAY_TEST_RACES=$(RACES) $(BIN)/python -m pytest $(PARALLEL) -v --timeout 7200 --durations=0 \
+		tests/relay/test_store_contract.py -k "in_a_race" $(PYTEST)
 
 # each profile of hypothesis is in tests/conftest.py
 CORE := tests/hybrid tests/trust

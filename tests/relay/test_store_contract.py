@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import math
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
@@ -44,8 +45,12 @@ from tests.relay.redis_servers import ALL_ARE_NEEDED
 from tests.relay.states import NOW, REQUEST, stored_requests
 from tests.relay.stores import ON_POSTGRES, postgres
 
-ROUNDS: Final = 1250  # of a race; each has `CLAIMERS` writers, so that there are 10^4
-CLAIMERS: Final = 8
+RACES: Final = os.environ.get(
+    "RELAY_TEST_RACES"
+)  # how many, of two claims each, on every engine (make races)
+CLAIMERS: Final = 2 if RACES else 8
+ROUNDS: Final = int(RACES or 1250)  # with 8 claims each, 10^4
+SHORTER: Final = ROUNDS if RACES else ROUNDS // 10
 
 T = TypeVar("T")
 
@@ -118,9 +123,7 @@ async def sqlite(folder: Path) -> AsyncIterator[Engine]:
 @asynccontextmanager
 async def postgresql(folder: Path) -> AsyncIterator[Engine]:
     async with opened(postgres().database_for(folder / "store")) as engine:
-        yield (
-            engine if ON_POSTGRES else replace(engine, rounds=ROUNDS // 10)
-        )  # the others with make test-stores
+        yield engine if ON_POSTGRES else replace(engine, rounds=SHORTER)  # the others with make test-stores
 
 
 @asynccontextmanager
@@ -149,7 +152,7 @@ async def in_redis(name: str, _folder: Path) -> AsyncIterator[Engine]:
     mine = redis_servers.place(name, prefix=f"test-{token_hex(8)}")
     async with open_redis(mine) as one, open_redis(mine) as other:
         accounts = tuple(f"account {number}" for number in range(5))
-        rounds = ROUNDS if ALL_ARE_NEEDED else ROUNDS // 10
+        rounds = ROUNDS if ALL_ARE_NEEDED else SHORTER
         yield Engine((RedisNode(one), RedisNode(other)), accounts, rounds)
 
 
