@@ -366,7 +366,11 @@ class Conductor:
         at = command.index("relay")
         rogue = await self.town.run("relay", sys.executable, ROGUE, "--mode", "withhold", *command[at + 1 :])
         self.town.servers["relay"] = rogue, command
-        await rogue.line()
+        try:
+            await rogue.line()
+        except ProgramFailed:  # its database was not there
+            if not self.town.databases or rogue.process.returncode != ExitStatus.TRANSPORT:
+                raise
         await asyncio.sleep(fault.seconds)
         await self._end_server("relay")
         _check_words("relay that withholds", rogue.said)
