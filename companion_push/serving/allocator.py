@@ -1,24 +1,26 @@
 """The C library's allocator, as a server needs it that runs for months."""
 
-import contextlib
+import asyncio
 import ctypes
-import os
 from typing import Final
 
-_M_MMAP_THRESHOLD: Final = -3  # of mallopt(3)
-_LARGE: Final = 128 * 1024  # bytes: glibc's own, until the first large block is freed
+_SECONDS: Final = 60.0
 
 
-def give_back_large_blocks() -> None:
-    """Have each block of memory from 128 KiB on mapped by itself, and so given back to the system when it is freed.
+def give_back_memory(loop: asyncio.AbstractEventLoop) -> None:
+    """Give the memory that is free back to the system each minute, as long as `loop` runs. Without glibc nothing is done.
 
-    A TLS connection has a buffer of 256 KiB, of which it touches little. When the first is freed, glibc begins to take such
-    blocks from its heap, where all that is small comes to lie in them, one page after the other, and stays.
-    What the operator has set in the environment stands. Without glibc nothing is done.
+    glibc gives back by itself only what is at the end of its heap. A TLS connection has a buffer of 256 KiB, of which it
+    touches little; when it is freed, other blocks come to lie in it here and there, and page after page stays.
     """
-    if "MALLOC_MMAP_THRESHOLD_" in os.environ or "glibc.malloc.mmap_threshold" in os.environ.get(
-        "GLIBC_TUNABLES", ""
-    ):
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
         return
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    trim.argtypes = [ctypes.c_size_t]
+
+    def give_back() -> None:
+        trim(0)  # milliseconds
+        loop.call_later(_SECONDS, give_back)
+
+    loop.call_later(_SECONDS, give_back)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from companion_push.serving.addresses import Network, network
-from companion_push.serving.allocator import give_back_large_blocks
+from companion_push.serving.allocator import give_back_memory
 from companion_push.serving.connections import (
     CONNECTIONS,
     CONNECTIONS_PER_ADDRESS,
@@ -149,19 +149,26 @@ def count_or_none(text: str) -> int:
     return int(text)
 
 
-def _choose_loop(args: argparse.Namespace) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Choose what makes the program's event loop; None for asyncio's own. `SetupError` when it is not installed.
+def _choose_loop(args: argparse.Namespace) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Choose what makes the program's event loop. `SetupError` when it is not installed."""
+    new_event_loop = _loop_of(args.event_loop)
 
-    Its buffers are why the allocator is set here, before there is one.
-    """
-    give_back_large_blocks()
-    if args.event_loop == "asyncio":
-        return None
+    def made() -> asyncio.AbstractEventLoop:
+        loop = new_event_loop()
+        give_back_memory(loop)
+        return loop
+
+    return made
+
+
+def _loop_of(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if name == "asyncio":
+        return asyncio.new_event_loop
     try:
         import uvloop  # noqa: PLC0415  of an extra
     except ModuleNotFoundError as error:
-        if args.event_loop == "auto":
-            return None
+        if name == "auto":
+            return asyncio.new_event_loop
         what = missing(error, "uvloop")
         if what is None:
             raise
