@@ -24,9 +24,13 @@ def marker() -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory, marker: str) -> AsyncIterator[World]:
-    """The servers; nobody has joined. When it has ended, no process of it is left."""
+    """The servers; nobody has joined. When it has ended, no process of it is left. What programs say stands beside a failure."""
     name, _, value = marker.partition("=")
-    async with World.start(tmp_path_factory.mktemp("world"), environment={name: value}) as world:
+    async with World.start(
+        tmp_path_factory.mktemp("world"),
+        environment={name: value},
+        on_line=lambda program, line: print(f"{program}: {line}"),  # noqa: T201  pytest shows it
+    ) as world:
         yield world
     assert [program.name for program in world.programs if program.process.returncode != 0] == []
     assert processes(marker) == []
