@@ -98,6 +98,21 @@ async def pair(place: PostgresUri, folder: Path, **settings: Any) -> AsyncIterat
         yield Pair(first, second, await first.household())
 
 
+@contextlib.asynccontextmanager
+async def pushing(
+    place: PostgresUri, folder: Path, own: RecordingChannel, others: RecordingChannel
+) -> AsyncIterator[tuple[Relay, Relay, Caller, Caller]]:
+    """Two relays with a channel each, and a companion of the first that is pushed to, with its device."""
+    async with (
+        running_relay(folder, place=place, clock=None, channels=[own]) as first,
+        running_relay(folder, place=place, clock=None, channels=[others], url=first.url) as second,
+    ):
+        home = await first.household(companions=1)
+        (anna,), (frame,) = home.companions, home.devices
+        await registers(anna)
+        yield first, second, anna, frame
+
+
 @pytest_asyncio.fixture
 async def two(place: PostgresUri, tmp_path: Path, states: RedisPlace | None) -> AsyncIterator[Pair]:
     async with pair(place, tmp_path, states=states) as opened:
@@ -494,13 +509,7 @@ async def test_a_push_is_of_one_relay_and_of_another_when_it_is_not_kept(
 ) -> None:
     own, others = RecordingChannel(), RecordingChannel()
     own.gate.clear()
-    async with (
-        running_relay(tmp_path, place=place, clock=None, channels=[own]) as first,
-        running_relay(tmp_path, place=place, clock=None, channels=[others], url=first.url) as second,
-    ):
-        home = await first.household(companions=1)
-        (anna,), (frame,) = home.companions, home.devices
-        await registers(anna)
+    async with pushing(place, tmp_path, own, others) as (first, second, anna, frame):
         name = fresh_id()
         await frame.submit(anna, name=name)
         (push,) = await own.came(1)

@@ -11,10 +11,9 @@ from companion_push.relay import operations
 from companion_push.relay.app import RELAY
 from companion_push.relay.mailbox import CEILING
 from tests.push.recording import RecordingChannel
-from tests.relay.household import fresh_id, running_relay
+from tests.relay.household import fresh_id
 from tests.relay.stores import PostgresServer, postgres, query
-from tests.relay.test_nodes import Pair, at, pair
-from tests.relay.test_notifying import registers
+from tests.relay.test_nodes import Pair, at, pair, pushing
 
 HOUR: Final = 3600.0
 
@@ -91,13 +90,7 @@ async def test_what_a_killed_relay_had_kept_by_a_clock_that_has_gone_back_is_tak
 ) -> None:
     place, own, others = server.database_for(tmp_path), RecordingChannel(), RecordingChannel()
     own.gate.clear()
-    async with (
-        running_relay(tmp_path, place=place, clock=None, channels=[own]) as first,
-        running_relay(tmp_path, place=place, clock=None, channels=[others], url=first.url) as second,
-    ):
-        home = await first.household(companions=1)
-        (anna,), (frame,) = home.companions, home.devices
-        await registers(anna)
+    async with pushing(place, tmp_path, own, others) as (first, second, anna, frame):
         await frame.submit(anna)
         (push,) = await own.came(1)
         await first.app[RELAY].run("", operations.sweep(None))
