@@ -48,6 +48,7 @@ from headless_passkey.text.secret_words import looks_secret, without_keys, witho
 DISTRIBUTION: Final = "headless-passkey"
 SHELLS: Final = ("bash", "zsh", "fish")
 MAX_SECRET_LINE: Final = 16384  # bytes, by default
+_VALUE: Final = re.compile(r"-(?!-)|--[\w-]*[A-Z0-9_]", re.ASCII)  # and no option
 _OURS: Final = ("headless_passkey", "companion_push")
 _MAX_MESSAGE: Final = 2000  # characters of a failure, or of a line of log
 _LOG_LINE: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -80,7 +81,20 @@ class Options(Protocol):
     def add_argument(self, *names: str, **how: Any) -> argparse.Action: ...
 
 
-class SettingsParser(argparse.ArgumentParser):
+class _Words(argparse.ArgumentParser):
+    """An argument parser that takes a base64url value which begins with a hyphen, as one of 64 identifiers does.
+
+    Options have long names, of lower-case letters and hyphens, and there is ``-h``. Another word that begins with one hyphen,
+    or has two and a character that no option's name has, is a value, wherever it stands.
+    """
+
+    def _parse_optional(self, arg_string: str) -> Any:
+        # argparse asks here whether a word is an option; it has no public place for that
+        is_option = arg_string.partition("=")[0] in self._option_string_actions
+        return super()._parse_optional(arg_string) if is_option or not _VALUE.match(arg_string) else None
+
+
+class SettingsParser(_Words):
     """An argument parser whose defaults may come from a TOML file and the environment (docs/adr/0014).
 
     It keeps the actions that `add_argument` returns. argparse has no public list of them.
@@ -133,15 +147,12 @@ class SettingsParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with one line and status 2, without argparse's usage text."""
-        words = sys.argv[1:]
-        if any(re.match(r"-(?!-|h$).", word) for word in words):  # as one member's short name in 64 does
-            message += "; a value that begins with - is given as --option=VALUE, or last, after --"
         status = fail(
             ExitStatus.USAGE,
             "UsageError",
             None,
             f"{without_keys(message)} (see --help)",
-            as_json="--json" in words,
+            as_json="--json" in sys.argv[1:],
         )
         raise SystemExit(int(status))
 
@@ -608,7 +619,7 @@ async def _until_terminated_or_done(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _from_file(parser: argparse.ArgumentParser, words: Sequence[str], section: str) -> dict[str, Any]:
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder = _Words(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config")
     try:
         path = finder.parse_known_args(words)[0].config

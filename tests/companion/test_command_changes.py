@@ -106,25 +106,16 @@ async def test_a_member_whose_label_nobody_can_type_is_removed_all_the_same(
     """A hostile companion names its puppets; the ring takes labels that are in no normal form, or of any script."""
     phone = home.companions[0]
     puppet = companion("Cafe\u0301 \U00012000")
+    while how == "short name" and not puppet.name.startswith("-"):  # which no option is taken for
+        puppet = companion(puppet.label)
     ring = grow(home.ring, phone.person, phone.person, TABLET, HUB, FRAME, puppet)
     assert (await phone.post("/v1/ring", {"ring": base64url(ring.document)})).status == 201
     typed = "Caf\u00e9 \U00012000" if how == "label" else puppet.name[:10]
-    status, said = await change(state, "remove", f"--confirm={typed}", "--", typed)
+    status, said = await change(state, "remove", "--confirm", typed, typed)
     assert status == 0, said
     assert await labels(state) == ["phone 0", "Tablet", "Kitchen hub", "Frame"]
-    status, _ = await change(state, "remove", "Kitchen hub", f"--confirm={HUB.name[:5]}")
+    status, _ = await change(state, "remove", "Kitchen hub", "--confirm", HUB.name[:5])
     assert status == 6, "too short to be meant"
-
-
-@pytest.mark.parametrize(
-    "words", [("Kitchen hub", "--confirm", "-AbCdEfGhI"), ("-AbCdEfGhI", "--confirm", "Kitchen hub")]
-)
-async def test_a_name_that_begins_as_options_do_is_told_how_it_is_given(
-    state: Path, words: tuple[str, ...]
-) -> None:
-    status, said = await change(state, "remove", *words)
-    assert status == 2
-    assert "--option=VALUE, or last, after --" in said[-1]["message"]
 
 
 async def test_a_member_is_renamed_and_keeps_what_it_is(state: Path, home: Household) -> None:
@@ -143,7 +134,7 @@ async def test_a_label_that_looks_like_anothers_is_refused(state: Path) -> None:
 
 async def test_who_was_removed_is_put_back_by_its_name(state: Path) -> None:
     assert (await change(state, "remove", "Kitchen hub", "--confirm", "Kitchen hub"))[0] == 0
-    status, said = await change(state, "restore", "--confirm", "Kitchen hub", "--", HUB.name[:10])
+    status, said = await change(state, "restore", "--confirm", "Kitchen hub", HUB.name[:10])
     assert status == 0, said
     assert await labels(state) == ["phone 0", "Tablet", "Frame", "Kitchen hub"]
 
@@ -152,7 +143,7 @@ async def test_who_was_removed_is_put_back_by_its_name(state: Path) -> None:
 async def test_who_was_removed_is_not_put_back_beside_its_twin(state: Path) -> None:
     assert (await change(state, "remove", "Kitchen hub", "--confirm", "Kitchen hub"))[0] == 0
     assert (await change(state, "rename", "Frame", "KITCHEN HUB", "--confirm", "Frame"))[0] == 0
-    status, said = await change(state, "restore", "--confirm", "Kitchen hub", "--", HUB.name[:10])
+    status, said = await change(state, "restore", "--confirm", "Kitchen hub", HUB.name[:10])
     assert (status, said[-1]["reason"]) == (8, "label-taken")
     assert await labels(state) == ["phone 0", "Tablet", "KITCHEN HUB"]
 

@@ -285,8 +285,7 @@ async def test_the_account_of_another_user_is_refused_by_the_device(
 @pytest.mark.threat("T3")
 async def test_the_account_that_is_expected_is_checked(world: World, home: Home, ada: dict[str, Any]) -> None:
     companion = await world.companion(home.phone, "--once")
-    # one of 64 handles begins with "-"
-    device = await world.device(home.hub, "sign-in", f"--expect-user={base64url(handle_of(ada))}")
+    device = await world.device(home.hub, "sign-in", "--expect-user", base64url(handle_of(ada)))
     assert (await ends(device), await ends(companion)) == (0, 0)
     account = next(json.loads(line)["account"] for line in device.said if '"account"' in line)
     assert account["user_checked"] is True
