@@ -391,6 +391,7 @@ class _Ceremony:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     _submitted: bool = False  # the delivery may have sent the request
+    _told_the_end: bool = False  # the delivery was reached at the end
     _notified: set[str] = field(default_factory=set)  # companions of whom NOTIFIED was told
     _told_nobody: bool = False  # whether NOT_NOTIFIED was
 
@@ -463,11 +464,17 @@ class _Ceremony:
             self.report(Stage.NOT_LINKED, {"reason": reason})
 
     def explain(self, error: Exception) -> Exception:
-        """The error of a ceremony that found no phone: that a phone answered without a claim (T3), else `error`."""
+        """The error of a ceremony that found no phone: that a phone answered without a claim (T3), else `error`.
+
+        Without a claim means that the delivery, which was told of the end, knows of none: a relay that is not reached has shown none.
+        """
         found_nobody = isinstance(error, TransportError) or (
             isinstance(error, NotApproved) and error.outcome is Outcome.EXPIRED
         )
-        waited_in_vain = any(candidate.unclaimed for candidate in self._candidates.values())
+        waited_in_vain = self._told_the_end and any(
+            candidate.unclaimed and candidate.recipient != self._claimer
+            for candidate in self._candidates.values()
+        )
         return _not_claimed() if found_nobody and waited_in_vain and not self._reached.done() else error
 
     def report(
@@ -498,7 +505,8 @@ class _Ceremony:
         self._submitted = False
         try:
             async with asyncio.timeout(REPORT_TIMEOUT):
-                await self.delivery.finish(outcome, reason)
+                self._claimer = await self.delivery.finish(outcome, reason) or self._claimer
+            self._told_the_end = True
         except (TimeoutError, HeadlessPasskeyError) as error:
             logger.info("ceremony %s: %s was not reported (%s)", self._name, outcome, type(error).__name__)
         except Exception as error:  # noqa: BLE001  a fault of the delivery; its message may hold anything

@@ -100,5 +100,9 @@ class Delivery(Protocol):
     def progress(self) -> AsyncGenerator[Progress, None]:
         """Follow the request's state; raises the error that ends it (`NotApproved`, `TrustError`, …)."""
 
-    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
-        """Report the end of the ceremony. reason: one word, such as an error's."""
+    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> str | None:
+        """Report the end of the ceremony; returns the recipient that held the claim then, verified, where the delivery learns of one.
+
+        reason: one word, such as an error's. The claim may be one that `progress` has not told, as after a cut connection; it
+        only counts for what the ceremony says of its end.
+        """

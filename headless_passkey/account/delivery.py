@@ -32,7 +32,7 @@ from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, new_requ
 from headless_passkey.trust.freshness import DAY, UNCONFIRMED_AFTER, ForgottenRings, unconfirmed, withheld
 from headless_passkey.trust.hpke import can_seal_to
 from headless_passkey.trust.ring import Member
-from headless_passkey.trust.word import Claim
+from headless_passkey.trust.word import Claim, Word
 
 _LATE: Final = 1.0  # seconds for which a submission that was cut off may arrive after its end was reported
 _LATE_PAUSE: Final = 0.1
@@ -262,22 +262,26 @@ class RelayDelivery:
         if shown is None or status.state.terminal:
             return None
         if shown != self._verified:
-            if shown.by not in self._claims:
-                raise TrustError(TrustReason.BAD_CLAIM, "the relay shows a claim by nobody who was asked")
-            sent, ring = self._sent[shown.by], self._joined.chain.head
-            word = check_claim(
-                shown.word,
-                by=self._companions[shown.by],
-                account=ring.account,
-                claim=self._claims[shown.by],
-                issued=sent.issued,
-                expires=sent.expires,
-            )
+            word = self._check_word(shown)
             await self._catch_up(word.version, word.ring_hash)
             self._verified = shown
         await self._catch_up(status.ring_version, status.ring_hash)
         self._check_still_there(shown.by)
         return shown.by
+
+    def _check_word(self, shown: ShownClaim) -> Word:
+        """Check that a companion claims this request by its signed word; `TrustError` (bad-claim)."""
+        if shown.by not in self._claims:
+            raise TrustError(TrustReason.BAD_CLAIM, "the relay shows a claim by nobody who was asked")
+        sent = self._sent[shown.by]
+        return check_claim(
+            shown.word,
+            by=self._companions[shown.by],
+            account=self._joined.chain.head.account,
+            claim=self._claims[shown.by],
+            issued=sent.issued,
+            expires=sent.expires,
+        )
 
     async def _catch_up(self, version: int, ring_hash: bytes) -> None:
         """Update the rings up to one that somebody names; `TrustError` when the relay does not show it."""
@@ -305,20 +309,28 @@ class RelayDelivery:
     def _label(self, name: str) -> str | None:
         return self._companions[name].label if name in self._companions else None
 
-    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
+    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> str | None:
         if self._over or self._request_id is None:
-            return
+            return None
         self._over = True  # also when the report fails, since the request expires
         word = None if reason is None else re.sub(r"[^a-z0-9]+", "-", reason.lower()).strip("-")[:64]
         now = asyncio.get_running_loop().time
         until = now() + _LATE
         while True:
             try:
-                await self._relay.report(self._request_id, outcome, word or None)
+                status = await self._relay.report(self._request_id, outcome, word or None)
             except ProblemAnswer as problem:
                 # a submission that was cut off may be on its way still, and would ask people for nobody
                 if problem.slug != "not-found" or not self._cut_off or now() > until:
                     raise
             else:
-                return
+                return None if status.claim is None else self._held_by(status.claim)
             await asyncio.sleep(_LATE_PAUSE)
+
+    def _held_by(self, shown: ShownClaim) -> str | None:
+        """Whose claim the relay shows; None for a claim that is none."""
+        try:
+            self._check_word(shown)
+        except TrustError:
+            return None
+        return shown.by

@@ -121,6 +121,7 @@ class Carrier:
         self.listening_at_submit = False
         self.finished: list[tuple[DeviceEvent, str | None]] = []
         self.gone = False
+        self.held_by: str | None = None  # the claim that is learnt of at the end
 
     async def recipients(self) -> Sequence[str]:
         return self._recipients
@@ -136,10 +137,11 @@ class Carrier:
                 raise state
             yield state
 
-    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
+    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> str | None:
         self.finished.append((outcome, reason))
         if self.gone:
             raise TransportError("the relay has gone")
+        return self.held_by
 
 
 @dataclass
@@ -1023,6 +1025,37 @@ async def test_a_phone_whose_companion_never_claims_gets_no_command(
     assert caught.value.reason is TrustReason.NOT_CLAIMED
     assert Stage.REQUEST_SENT not in bench.stages
     assert (tunnels.opened, tunnels.closed) == (1, 1)
+    await answering
+
+
+@pytest.mark.threat("T3")
+@pytest.mark.parametrize("end", ["deadline", "relay"])
+@pytest.mark.parametrize(
+    ("learns", "accused"),
+    [("that it claimed", False), ("that another claimed", True), ("nothing", False)],
+)
+async def test_of_whom_no_claim_was_heard_it_is_not_said_that_they_did_not_claim(
+    bench: Bench, end: str, learns: str, *, accused: bool
+) -> None:
+    """The connection to the relay was cut; what it says when the device tells it the end is the last word."""
+    await bench.register()
+    bench.carrier = Carrier(bench.air, ("phone", "tablet"), needs_claim=True)
+    bench.carrier.held_by = {"that it claimed": "phone", "that another claimed": "tablet"}.get(learns)
+    bench.carrier.gone = learns == "nothing"
+
+    async def hears_no_claim() -> None:
+        await bench.reached(Stage.CHANNEL_OPEN).wait()
+        if end == "deadline":
+            bench.clock.passes(TIMEOUT)
+        else:
+            bench.carrier.states.put_nowait(TransportError("the relay is away"))
+
+    answering = asyncio.create_task(bench.answered())
+    with pytest.raises(HeadlessPasskeyError) as caught:
+        await asyncio.gather(bench.sign_in(), hears_no_claim())
+    expected = TrustError if accused else NotApproved if end == "deadline" else TransportError
+    assert type(caught.value) is expected
+    assert Stage.REQUEST_SENT not in bench.stages
     await answering
 
 

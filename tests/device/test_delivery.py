@@ -380,6 +380,9 @@ class LyingRelay(RelayClient):
     async def status(self, *arguments: Any, **more: Any) -> RequestStatus:
         return replace(await super().status(*arguments, **more), **self.lies)
 
+    async def report(self, *arguments: Any, **more: Any) -> RequestStatus:
+        return replace(await super().report(*arguments, **more), **self.lies)
+
 
 @dataclass
 class Asked:
@@ -459,6 +462,25 @@ async def test_a_claim_that_the_relay_invents_is_refused(
     word, by = invented(asked)
     with refused(TrustReason.BAD_CLAIM):
         await asked.shown(word, by)
+    assert await asked.delivery.finish(DeviceEvent.CANCELLED, "deadline") is None
+
+
+@pytest.mark.threat("T3")
+async def test_a_claim_of_which_the_device_heard_nothing_is_learnt_when_it_tells_the_end(
+    tmp_path: Path,
+) -> None:
+    async with delivering(tmp_path) as (delivery, home):
+        phone, frame = home.companions[0], home.devices[0]
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=60)
+        (item,) = await phone.inbox()
+        await phone.claims(frame, item)
+        assert await delivery.finish(DeviceEvent.CANCELLED, "deadline") == phone.name
+
+
+async def test_a_request_that_nobody_claimed_has_no_claim_at_its_end(tmp_path: Path) -> None:
+    async with delivering(tmp_path) as (delivery, _):
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=60)
+        assert await delivery.finish(DeviceEvent.CANCELLED, "deadline") is None
 
 
 @pytest.mark.threat("T3")
