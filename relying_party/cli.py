@@ -548,7 +548,7 @@ def _from_file(parser: _Parser, command: Command, words: Sequence[str]) -> dict[
     try:
         with early_signals.broken_off():  # it may be a pipe
             table: Any = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         parser.error(f"cannot read {path}: {error}")
     except KeyboardInterrupt:
         raise SystemExit(int(_interrupted(as_json="--json" in words))) from None

@@ -248,7 +248,7 @@ def _secrets(path: Path) -> dict[str, str]:
             secrets = tomllib.loads(file.read(MAX_SECRETS).decode())
     except OSError as error:
         raise SetupError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SetupError(f'{path} is not TOML of lines "ORIGIN" = "SECRET"') from error
     if not all(isinstance(secret, str) for secret in secrets.values()):
         raise SetupError(f"{path} has something else than a secret for an origin")

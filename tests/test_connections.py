@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import re
 import resource
 import socket
 import ssl
@@ -35,25 +34,6 @@ MODULES = {
     push_http_server: (push_accepting, push_connections),
     party_http_server: (party_accepting, party_connections),
 }
-
-
-def without_imports(module: ModuleType) -> str:
-    source = Path(str(module.__file__)).read_text()
-    return re.sub(
-        r"^from (companion_push|headless_passkey|relying_party).*\n|The .* have? a copy|The .* has a copy",
-        "",
-        source,
-        flags=re.MULTILINE,
-    )
-
-
-@pytest.mark.parametrize(
-    ("push", "party"),
-    [(push_connections, party_connections), (push_accepting, party_accepting)],
-    ids=["connections", "accepting"],
-)
-def test_all_servers_have_the_same_code(push: ModuleType, party: ModuleType) -> None:
-    assert without_imports(push) == without_imports(party)
 
 
 # The books

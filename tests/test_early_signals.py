@@ -4,7 +4,6 @@ The signal comes when the program imports a module: a hook in front of its impor
 the program is.
 """
 
-import ast
 import asyncio
 import json
 import os
@@ -245,12 +244,3 @@ def test_the_first_process_of_a_container_ends_too(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(folder.iterdir()) == []
-
-
-def test_device_and_relying_party_note_signals_by_the_same_code() -> None:
-    """They meet only on the wire, so each has its own copy."""
-    copies = ("headless_passkey/process/early_signals.py", "relying_party/early_signals.py")
-    ours, theirs = (
-        ast.parse((ROOT / copy).read_text()).body[1:] for copy in copies
-    )  # without what they say of themselves
-    assert [ast.dump(each) for each in ours] == [ast.dump(each) for each in theirs]

@@ -45,27 +45,27 @@ class Proof:
 
 
 class KnownKeys:
-    """Parsed keys of callers whose signature held, by the text of the JWS header: the same text is the same key.
+    """Parsed keys whose signature held, by the text of the JWS header: the same text is the same key.
 
     Who makes no good signature fills no place in it.
     """
 
     def __init__(self, *, most: int = MAX_KEYS) -> None:
-        """most: keys that are kept; beyond it the one that called longest ago is forgotten."""
+        """most: keys that are kept; beyond it the one that was used longest ago is forgotten."""
         self._most = most
-        self._keys: dict[str, tuple[ECKey, str]] = {}  # with their names; who called last is at the end
+        self._keys: dict[str, tuple[ECKey, str]] = {}  # with their thumbprints; the last used is at the end
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def find(self, header: str) -> tuple[ECKey, str] | None:
-        """Find the key and the name of a header."""
+        """Find the key of a header, and its thumbprint."""
         return self._keys.get(header)
 
-    def keep(self, header: str, key: ECKey, name: str) -> None:
+    def keep(self, header: str, key: ECKey, thumbprint: str) -> None:
         """Keep the key of a header with which a signature has held."""
         self._keys.pop(header, None)
-        self._keys[header] = key, name
+        self._keys[header] = key, thumbprint
         if len(self._keys) > self._most:
             del self._keys[next(iter(self._keys))]
 

@@ -1,6 +1,6 @@
 """Accepting connections: each gets its slot before its TLS handshake, within what the system gives the process.
 
-The relying party has a copy of this module, and one test compares them (tests/test_connections.py).
+The relying party has a copy of this module, and one test compares them (tests/test_copies.py).
 """
 
 import asyncio

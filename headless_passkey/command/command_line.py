@@ -50,7 +50,7 @@ SHELLS: Final = ("bash", "zsh", "fish")
 MAX_SECRET_LINE: Final = 16384  # bytes, by default
 _VALUE: Final = re.compile(r"-(?!-)|--[\w-]*[A-Z0-9_]", re.ASCII)  # and no option
 _OURS: Final = ("headless_passkey", "companion_push")
-_MAX_MESSAGE: Final = 2000  # characters of a failure, or of a line of log
+MAX_MESSAGE: Final = 2000  # characters of a failure, or of a line of log
 _LOG_LINE: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 logger = logging.getLogger(__name__)
@@ -387,7 +387,7 @@ def fail(
 
 
 def _in_one_line(text: str) -> str:
-    return printable(" ".join(text.split()), _MAX_MESSAGE)
+    return printable(" ".join(text.split()), MAX_MESSAGE)
 
 
 def _program() -> str:
@@ -555,11 +555,11 @@ class _PlainLines(logging.Formatter):
     """A log line in which what others wrote (hosts, peers, Bluetooth devices) moves no terminal and begins no other line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
-        record.message = printable(record.message, _MAX_MESSAGE)
+        record.message = printable(record.message, MAX_MESSAGE)
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
-        return "\n".join(printable(line, _MAX_MESSAGE) for line in super().formatException(ei).split("\n"))
+        return "\n".join(printable(line, MAX_MESSAGE) for line in super().formatException(ei).split("\n"))
 
 
 class _JsonLines(logging.Formatter):
@@ -582,14 +582,14 @@ class _JsonRecords(logging.Formatter):
             "time": time.replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": printable(without_secrets(record.getMessage()), _MAX_MESSAGE),
+            "message": printable(without_secrets(record.getMessage()), MAX_MESSAGE),
         }
         fields = getattr(record, "fields", None)
         if isinstance(fields, Mapping):
             said["fields"] = dict(fields)
         if record.exc_info:
             lines = without_secrets(self.formatException(record.exc_info)).split("\n")
-            said["exception"] = "\n".join(printable(line, _MAX_MESSAGE) for line in lines)
+            said["exception"] = "\n".join(printable(line, MAX_MESSAGE) for line in lines)
         return json.dumps(said, default=str)
 
 

@@ -5,7 +5,7 @@ other one is idle, from its first byte on: a TLS handshake, an unfinished head, 
 reached, the connection that has been idle longest is closed, of the address that has most; so nobody is refused because
 of strangers, unless all connections are in use. An IPv6 /64 network counts as one address.
 
-The push programs have a copy of this module, and one test compares them (tests/test_connections.py).
+The push programs have a copy of this module, and one test compares them (tests/test_copies.py).
 """
 
 import logging

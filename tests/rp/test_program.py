@@ -241,6 +241,7 @@ USAGE_ERRORS: list[list[str]] = [
     ["serve", "--config", "broken.toml"],
     ["serve", "--config", "unknown.toml"],
     ["serve", "--config", "nested.toml"],
+    ["serve", "--config", "deep.toml"],
 ]
 
 
@@ -249,6 +250,7 @@ def test_a_wrong_call_ends_with_2_and_says_why(tmp_path: Path, words: list[str])
     (tmp_path / "broken.toml").write_text("[serve\n")
     (tmp_path / "unknown.toml").write_text("[serve]\nnonsense = 1\n")
     (tmp_path / "nested.toml").write_text("[serve]\nrp-id = {a = 1}\n")
+    (tmp_path / "deep.toml").write_text(f"[serve]\nrp-id = {'[' * 10_000}\n")
     ended = run(*words, cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stdout == ""
