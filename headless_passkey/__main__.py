@@ -1,13 +1,20 @@
 """The program ``headless-passkey``, also as ``python -m headless_passkey``: signals are noted, then it is loaded."""
 
+import gc
 import sys
+from typing import Final
 
 from headless_passkey.process import early_signals
+
+_YOUNG: Final = (
+    10_000  # objects until the first collection, instead of Python's 700: what is loaded is no garbage
+)
 
 
 def main() -> int:
     """Run the program; returns its exit status."""
     early_signals.note()
+    gc.set_threshold(_YOUNG)
     from headless_passkey.command import cli  # noqa: PLC0415  after the line before
 
     return cli.main()

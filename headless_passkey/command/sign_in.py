@@ -27,7 +27,7 @@ from headless_passkey.rp.key_store import KeyStore
 if TYPE_CHECKING:
     from headless_passkey.command.ceremony import Ceremony
 
-_TURN: Final = 0.0005  # seconds
+_TURN: Final = 0.0001  # seconds
 
 
 def check_options(args: argparse.Namespace, *, registers: bool) -> None:
@@ -92,6 +92,7 @@ async def _asked(
         yield None
         return
     found = asyncio.create_task(find_relying_party(http, args.rp, key))
+    await asyncio.sleep(0)  # it has the processor for itself until it waits for the network
     try:
         yield found
     finally:

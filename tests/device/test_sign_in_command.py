@@ -5,15 +5,20 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from headless_passkey.command import sign_in
 from headless_passkey.command.cli import make_parser
-from headless_passkey.errors import ExitStatus
+from headless_passkey.errors import ExitStatus, UsageError
 from headless_passkey.rp.key_store import KeyStore
 from tests.programs import run, running
+
+if TYPE_CHECKING:
+    from headless_passkey.command.ceremony import Ceremony
 
 # the program waits at an import until it may go on: until a pipe is opened for writing, and closed
 WAITING: Final = """
@@ -59,6 +64,29 @@ async def test_the_relying_party_is_asked_while_the_rest_is_loaded(tmp_path: Pat
                 pass
             assert await program.process.wait() == ExitStatus.SETUP
             assert "not as a relying party" in await program.stderr()
+
+
+async def test_the_question_is_on_its_way_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    async def find(*_: object) -> None:
+        begun.append("question")
+        await asyncio.Event().wait()
+
+    def load(*_: object, **__: object) -> "Ceremony":
+        begun.append("loading")
+        raise UsageError("enough")
+
+    state = tmp_path / "state"
+    await KeyStore(state).key("http://localhost")
+    monkeypatch.setattr(sign_in, "find_relying_party", find)
+    monkeypatch.setattr(sign_in, "_loaded", load)
+    args = make_parser().parse_args(["sign-in", "--rp", "http://localhost", "--state", str(state)])
+    with pytest.raises(UsageError):
+        await sign_in.run(args, registers=False)
+    assert begun == ["question", "loading"]
 
 
 async def test_what_is_wrong_here_comes_before_what_is_wrong_there(tmp_path: Path) -> None:
