@@ -123,11 +123,7 @@ def unlisted() -> Iterator[tuple[str, str, str]]:
 def are_alike(ours: str, other: str, name: str) -> bool:
     one, another = code(ours, name), code(other, name)
     likeness = SequenceMatcher(None, one, another, autojunk=False)
-    steps = (
-        likeness.real_quick_ratio,
-        likeness.quick_ratio,
-        likeness.ratio,
-    )  # each costs more than the one before
+    steps = likeness.real_quick_ratio, likeness.quick_ratio, likeness.ratio  # the cheapest first
     return len(one) >= LONG and all(step() > 0.9 for step in steps)
 
 
@@ -135,10 +131,10 @@ def test_what_is_alike_in_both_is_listed() -> None:
     assert list(unlisted()) == []
 
 
-@given(st.text(st.characters() | st.sampled_from("a \x1b\u0301\u20dd\u200b\u200d\u202e\u2066\ufe0f")))
 # What is written in two ways has the same rule
 
 
+@given(st.text(st.characters() | st.sampled_from("a \x1b\u0301\u20dd\u200b\u200d\u202e\u2066\ufe0f")))
 def test_names_have_one_rule_and_are_shown_alike(text: str) -> None:
     assert party_names.why_not_plain(text) == names.why_not_plain(text)
     assert party_names.printable(text, 10) == names.printable(text, 10)

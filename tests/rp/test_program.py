@@ -431,8 +431,9 @@ async def test_services_may_ask_about_tokens_or_verify_them(tmp_path: Path) -> N
         ('"https://api.example" = "short"', 0o600, 2),
         ('"https://api.example" = 5', 0o600, 10),
         ("no toml", 0o600, 10),
+        (f"a = {'[' * 10_000}", 0o600, 10),
     ],
-    ids=["absent", "open", "short", "number", "text"],
+    ids=["absent", "open", "short", "number", "text", "deep"],
 )
 def test_secrets_that_are_none_end_with_the_file_or_the_setting(
     tmp_path: Path, content: str | None, mode: int, ends: int
