@@ -286,7 +286,7 @@ class Conductor:
     async def _jump(self, fault: Fault) -> None:
         database = self.town.databases.get(fault.target)
         for ahead in (fault.amount, 0):
-            if isinstance(database, ValkeyCluster):
+            if isinstance(database, Postgres | ValkeyCluster):
                 await asyncio.to_thread(database.jump, ahead)
             else:
                 self.town.jump(self._member(fault.target), ahead)

@@ -45,7 +45,7 @@ class Database(Protocol):
 def missing(deployment: Deployment) -> str | None:
     """What a deployment needs that is not installed, for people; None when all is there."""
     there: dict[str, Callable[[], bool]] = {
-        "postgresql": is_installed,
+        "postgresql": lambda: is_installed() and is_possible(),
         "redis": lambda: redis_program("redis") is not None,
         "valkey": lambda: redis_program("valkey") is not None and is_possible(),
     }
@@ -57,7 +57,7 @@ class Postgres(PostgresServer):
     """PostgreSQL with the relays' database, and one for a relying party."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(durable=True, folder=folder, settings="-c max_wal_size=32MB")
+        super().__init__(durable=True, folder=folder, settings="-c max_wal_size=32MB", jumps=True)
         self.place = self.database_for(Path("relay"))
         self.do("postgres", "CREATE DATABASE passkeys")
         self.passkeys = self.url("passkeys")

@@ -178,7 +178,8 @@ def _fault(dice: _Dice, deployment: Deployment) -> Fault:
         case Kind.KILL | Kind.STOP:
             target = dice.one_of([*behind, *SERVERS[1:], *_programs(home)])
         case Kind.JUMP:
-            clocks = ["valkey"] * 3 if deployment is Deployment.VALKEY_CLUSTER else []
+            clocks = ["postgresql"] * 2 if several else []
+            clocks += ["valkey"] * 3 if deployment is Deployment.VALKEY_CLUSTER else []
             target = dice.one_of([*deployment.relays, *SERVERS[1:3], *_programs(home), *clocks])
             amount = JUMPS[dice.below(len(JUMPS))]
         case Kind.CUT | Kind.DELAY | Kind.SWALLOW:
