@@ -26,13 +26,19 @@ class AccountState:
 
     requests: tuple[Request, ...] = ()  # the oldest first
     spent: dict[str, dict[str, float]] = field(default_factory=dict)  # by whose and rate: see `spent_by`
+    spent_at: float = 0.0  # when a rate was used last
     streaks: dict[str, Streak] = field(default_factory=dict)  # by whose: a device's name, or the account's id
     # in a store beside the database: how many changes of who may do what it has seen, and until when it stays to say so
     authority: int = 0
     fenced_until: float = 0.0
 
     def at(self, now: float) -> "AccountState":
-        """The state without what is forgotten at `now`. It is itself where nothing is."""
+        """The state without what is forgotten at `now`. It is itself where nothing is.
+
+        A clock that has gone back since a rate was used takes what is used along: the way back is no use of it.
+        """
+        if self.spent and now < self.spent_at:
+            return self._taken_back(now).at(now)
         if min(self._ends(), default=math.inf) > now:
             return self
         return replace(
@@ -42,6 +48,14 @@ class AccountState:
             spent={whose: left for whose, rates in self.spent.items() if (left := _unfinished(rates, now))},
             streaks={whose: each for whose, each in self.streaks.items() if each.at + FORGOTTEN > now},
         )
+
+    def _taken_back(self, now: float) -> "AccountState":
+        back = self.spent_at - now
+        spent = {
+            whose: {rate: full_at - back for rate, full_at in rates.items()}
+            for whose, rates in self.spent.items()
+        }
+        return replace(self, spent=spent, spent_at=now)
 
     def changes_at(self) -> float:
         """When time may change a live request, or forgets an outcome or the last that there is. Minus infinity: at any moment,
@@ -99,9 +113,9 @@ class AccountState:
         """What is used of the rates of a member or of the account: for each the time at which it is unused again (GCRA)."""
         return self.spent.get(whose, {})
 
-    def spending(self, whose: str, rates: Mapping[str, float]) -> "AccountState":
-        """The state with these rates used. whose: a member's name, or the account's id."""
-        return replace(self, spent={**self.spent, whose: {**self.spent_by(whose), **rates}})
+    def spending(self, whose: str, rates: Mapping[str, float], now: float) -> "AccountState":
+        """The state with these rates used at `now`. whose: a member's name, or the account's id."""
+        return replace(self, spent={**self.spent, whose: {**self.spent_by(whose), **rates}}, spent_at=now)
 
     # Requests in a row that nobody has approved
 

@@ -92,6 +92,7 @@ from companion_push.relay.proofs import (
     HEADER,
     NONCE_HEADER,
     KnownKeys,
+    Proof,
     ProofsInMemory,
     UsedProofs,
     check_proof,
@@ -331,6 +332,7 @@ class RelayEndpoints:
         self._calls = Budget(name="calls", per_minute=CALLS)
         self._strangers = Strangers(per_minute=config.failures_per_address)
         self._transactions: set[asyncio.Future[Answer]] = set()  # running
+        self._looking_at_clock: asyncio.Future[Answer] | None = None
         self._notifier = Notifier(
             channels, run=lambda operation: self.run("", operation), clock=self.clock, traces=traces
         )
@@ -741,19 +743,36 @@ class RelayEndpoints:
             await self._admit(request[_SHOWN], self._calls, *budgets)
         # before a signature is verified
         self._strangers.admit(request.remote or "", request.get(_SHOWN), secret, _ticks())
-        proof = check_proof(
-            proofs,
-            method=request.method,
-            url=self._config.public_url + path,
-            now=now,
-            known=self._known_keys,
-            shown=shown,
-        )
+
+        def verified() -> Proof:
+            return check_proof(
+                proofs,
+                method=request.method,
+                url=self._config.public_url + path,
+                now=self.clock(),
+                known=self._known_keys,
+                shown=shown,
+            )
+
+        try:
+            proof = verified()
+        except Problem as problem:
+            if problem.slug is not Slug.PROOF_CLOCK or self._nodes is None:
+                raise
+            await self._look_at_clock()
+            proof = verified()
         request[_HELD] = proof.name
         if (taken := self._used_proofs.take(proof, now)) is not None:
             await taken
         self._calls.count(proof.name, 1, _ticks())
         return proof.name
+
+    async def _look_at_clock(self) -> None:
+        """Read the clock of a database that is shared, once for all who ask meanwhile: it may have been set since the last transaction."""
+        if self._looking_at_clock is None or self._looking_at_clock.done():
+            self._looking_at_clock = self._begin("", operations.read_store, called=False)
+            self._looking_at_clock.add_done_callback(_unheard)
+        await asyncio.shield(self._looking_at_clock)
 
     async def _admit(self, key: str, *budgets: Budget) -> None:
         """Refuse a key that has spent one of the budgets, after a second: who asks on at once has few answers to wait for."""

@@ -457,7 +457,7 @@ def append_ring(body: RingBody) -> Operation:
         before, ring = accounts.append_ring(call.db, member, document, now=call.now)
         if not _is_free(before, ring):
             used = take_all(_RING_RATES, state.spent_by(member.name), call.now, of="rings")
-            call.states.put(member.account, state.spending(member.name, used))
+            call.states.put(member.account, state.spending(member.name, used, call.now))
         return _changed_ring(call, before, ring)
 
     return operation
@@ -538,7 +538,7 @@ def call_for_words(call: Call) -> Answer:
     pushed = state.spent_by(device.account).get(_WORD_PUSHES)
     if called and call.kinds and _WORD_PUSH_RATE.left(pushed, call.now):
         used = {_WORD_PUSHES: _WORD_PUSH_RATE.take_up_to(pushed, call.now)}
-        call.states.put(device.account, state.spending(device.account, used))
+        call.states.put(device.account, state.spending(device.account, used, call.now))
         pushes = channels.tell(
             call.db, device.account, Purpose.WORD, call.now, kinds=call.kinds, companions=called
         )
@@ -554,7 +554,7 @@ def _spend_of(call: Call, account: str, whose: str, what: str, rate: Rate) -> No
     """Take one of a rate (`rate-limited`). whose: a member's name, or the account's id."""
     state = call.states.of(account)
     used = rate.take(state.spent_by(whose).get(what), call.now, of=what.replace(" ", "-"))
-    call.states.put(account, state.spending(whose, {what: used}))
+    call.states.put(account, state.spending(whose, {what: used}, call.now))
 
 
 def append_links(body: LinksBody) -> Operation:
@@ -787,7 +787,8 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, c
         of_device, of_account = quota.admit(
             others, state.spent_by(device.name), state.spent_by(device.account), call.now
         )
-        state = state.spending(device.name, of_device).spending(device.account, of_account)
+        state = state.spending(device.name, of_device, call.now)
+        state = state.spending(device.account, of_account, call.now)
         superseded = [
             Change(was=request.state, request=request.superseded(), by=device.name)
             for request in kept

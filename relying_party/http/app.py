@@ -203,6 +203,7 @@ def make_app(
                 store=store,
                 challenges=places.challenges if challenges is None else challenges,
                 clock=now,
+                look_at_clock=None if clock else places.look_at_clock,
                 random=random,
                 metrics=app[METRICS],
                 prf_salt=await store.secret("prf") if config.prf else None,
@@ -256,6 +257,7 @@ class _Places:
     challenges: ChallengeStore
     used_proofs: UsedProofs
     clock: Clock
+    look_at_clock: Callable[[], Awaitable[None]] | None = None  # where it is the store's
 
 
 @asynccontextmanager
@@ -266,7 +268,11 @@ async def _places(config: Config, open_store: OpenStore | None) -> AsyncIterator
 
         async with PostgresStore(config.store) as database:
             yield _Places(
-                store=database, challenges=database.challenges, used_proofs=database, clock=database.clock
+                store=database,
+                challenges=database.challenges,
+                used_proofs=database,
+                clock=database.clock,
+                look_at_clock=database.look_at_clock,
             )
         return
     async with (open_store or (lambda: _locked_store(config)))() as store:

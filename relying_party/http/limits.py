@@ -41,6 +41,8 @@ class RateLimit:
         """What a neighbourhood has spent by `now`; `RateLimited` when no token is left."""
         rate = self.most / self.seconds
         spent, before = self._spent.get(address, (0.0, now))
+        if now < before:  # the clock has gone back since
+            self._spent[address] = spent, now
         spent = max(0.0, spent - max(0.0, now - before) * rate)
         if spent + 1 > self.most:
             policy = Policy(name=self.name, quota=self.most, seconds=self.seconds)

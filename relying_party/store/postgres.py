@@ -108,6 +108,7 @@ class PostgresStore(SqlStore):
         self.challenges: Final = PostgresChallenges(self.database)
         self._proofs = PostgresProofs(self.database)
         self._house: asyncio.Task[None] | None = None
+        self._looking: asyncio.Future[None] | None = None  # at the clock
 
     async def __aenter__(self) -> Self:
         try:
@@ -143,8 +144,16 @@ class PostgresStore(SqlStore):
 
     async def keep_house(self) -> None:
         """Follow the database's clock, and forget sessions that have ended."""
-        await self.database.in_thread(lambda: self.clock.read(self.database))
+        await self.look_at_clock()
         await self.database.run(lambda db: forget_ended(db, self.clock()), isolation=Isolation.READ_COMMITTED)
+
+    async def look_at_clock(self) -> None:
+        """Read the database's clock, once for all who ask meanwhile."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(
+                self.database.in_thread(lambda: self.clock.read(self.database))
+            )
+        await asyncio.shield(self._looking)
 
     def _tidy(self, connection: Transaction, now: float) -> None:
         """Leave it to `keep_house`: each sign-in would meet all others."""

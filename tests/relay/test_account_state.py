@@ -18,8 +18,10 @@ from companion_push.relay.mailbox import (
     CompanionEvent,
     Failure,
     Notice,
+    Rate,
     Request,
 )
+from companion_push.relay.problems import Problem
 from headless_passkey.request import RequestState
 from tests.relay.states import NOW, REQUEST
 
@@ -94,7 +96,7 @@ def test_only_the_newest_outcome_of_a_device_tells_whom_it_notified() -> None:
     [
         (state_of(REQUEST), NOW + 300 + GRACE + KEPT),
         (state_of(OVER), NOW + 300 + GRACE + KEPT),
-        (EMPTY.spending("frame", {"3/60": NOW + 20}), NOW + 20),
+        (EMPTY.spending("frame", {"3/60": NOW + 20}, NOW), NOW + 20),
         (EMPTY.counting("alice", "frame", End.UNAPPROVED, NOW), NOW + FORGOTTEN),
     ],
     ids=["request", "outcome", "rate", "streak"],
@@ -107,8 +109,8 @@ def test_each_part_is_forgotten_at_its_end(state: AccountState, ends: float) -> 
 
 
 def test_what_is_not_over_stays_when_something_else_is_forgotten() -> None:
-    state = state_of(REQUEST).spending("frame", {"3/60": NOW + 20, "20/86400": NOW + 4320})
-    assert state.at(NOW + 20) == state_of(REQUEST).spending("frame", {"20/86400": NOW + 4320})
+    state = state_of(REQUEST).spending("frame", {"3/60": NOW + 20, "20/86400": NOW + 4320}, NOW)
+    assert state.at(NOW + 20) == state_of(REQUEST).spending("frame", {"20/86400": NOW + 4320}, NOW)
 
 
 def changes_at(*requests: Request) -> float:
@@ -119,7 +121,7 @@ def test_time_changes_a_state_first_where_a_request_ends_or_an_outcome_is_forgot
     assert changes_at(REQUEST) == NOW + 300
     assert changes_at(OVER) == NOW + 300 + GRACE + KEPT
     assert changes_at(OVER, replace(REQUEST, id="r2", expires_at=NOW + 400)) == NOW + 400
-    assert EMPTY.spending("frame", {"a": NOW + 20, "b": NOW + 40}).changes_at() == NOW + 40
+    assert EMPTY.spending("frame", {"a": NOW + 20, "b": NOW + 40}, NOW).changes_at() == NOW + 40
     assert EMPTY.changes_at() == -math.inf
 
 
@@ -136,13 +138,36 @@ def test_a_claim_may_end_at_any_moment_and_a_refused_request_after_the_last_chan
 
 def test_rates_are_kept_by_whose_they_are() -> None:
     state = (
-        EMPTY.spending("frame", {"a": 1.0, "b": 2.0})
-        .spending("frame", {"b": 3.0})
-        .spending("alice", {"a": 4.0})
+        EMPTY.spending("frame", {"a": 1.0, "b": 2.0}, 0.5)
+        .spending("frame", {"b": 3.0}, 0.5)
+        .spending("alice", {"a": 4.0}, 0.5)
     )
     assert state.spent_by("frame") == {"a": 1.0, "b": 3.0}
     assert state.spent_by("alice") == {"a": 4.0}
     assert state.spent_by("speaker") == {}
+
+
+@pytest.mark.threat("T17")
+@given(
+    rate=st.builds(Rate, count=st.integers(1, 1000), seconds=st.sampled_from([60, 3600, 86_400])),
+    uses=st.integers(1, 30),
+    ahead=st.floats(0, 2 * 86_400),
+)
+def test_a_clock_that_jumped_ahead_and_back_has_used_no_more_than_was_asked_for(
+    rate: Rate, uses: int, ahead: float
+) -> None:
+    """A day's rate is not spent by a clock that was wrong by less than a day."""
+
+    def taken(state: AccountState, now: float) -> AccountState:
+        return state.spending("frame", {"r": rate.take(state.at(now).spent_by("frame").get("r"), now)}, now)
+
+    state = EMPTY
+    for _ in range(min(uses, rate.count)):
+        state = taken(state, NOW + ahead)
+    for _ in range(rate.count - min(uses, rate.count)):
+        state = taken(state, NOW)
+    with pytest.raises(Problem):
+        taken(state, NOW)
 
 
 def test_the_end_of_a_request_counts_for_its_device_and_its_account() -> None:
@@ -199,6 +224,7 @@ STATES = st.builds(
     AccountState,
     requests=st.lists(REQUESTS, max_size=3).map(tuple),
     spent=st.dictionaries(NAMES, st.dictionaries(NAMES, st.floats(0, 1e12), max_size=2), max_size=2),
+    spent_at=st.floats(0, 1e12),
     streaks=st.dictionaries(
         NAMES, st.builds(Streak, count=st.integers(0, 99), at=st.floats(0, 1e12)), max_size=2
     ),

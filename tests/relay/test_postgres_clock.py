@@ -67,6 +67,23 @@ async def test_a_claim_and_used_proofs_outlive_a_clock_that_goes_back(
 
 
 @pytest.mark.threat("T5")
+@pytest.mark.parametrize("was", [HOUR, -HOUR], ids=["ahead", "behind"])
+async def test_a_clock_that_is_set_right_refuses_nobody_though_the_relay_has_not_heard_of_it(
+    server: PostgresServer, tmp_path: Path, was: float
+) -> None:
+    async with pair(server.database_for(tmp_path), tmp_path) as two:
+        anna, _ = two.companions
+        await jump(two, server, was)
+        await asyncio.to_thread(server.jump, 0)
+        for relay in (two.first, two.second):
+            relay.clock.ahead = 0
+        assert await anna.inbox() == []
+        assert await at(two.second, anna).inbox() == []
+        two.first.clock.ahead = was
+        assert (await anna.call("GET", "/v1/inbox")).problem == "proof-clock"
+
+
+@pytest.mark.threat("T5")
 async def test_a_clock_that_jumps_ahead_ends_what_waits_and_what_comes_then_has_its_time(
     server: PostgresServer, tmp_path: Path
 ) -> None:

@@ -36,9 +36,19 @@ def test_no_minute_sees_more_than_twice_the_share(gaps: list[float]) -> None:
 def test_a_clock_that_goes_back_gives_nothing_away() -> None:
     limit = RateLimit(name="some", most=1)
     limit.take("a", now=100)
-    for now in (0, 100):
+    for now in (0, 59):
         with pytest.raises(RateLimited):
             limit.take("a", now=now)
+
+
+@pytest.mark.threat("T12")
+def test_a_clock_that_was_ahead_keeps_nobody_out_once_it_is_right() -> None:
+    limit = RateLimit(name="some", most=2)
+    for _ in range(2):
+        limit.take("a", now=86_400)
+    with pytest.raises(RateLimited):
+        limit.take("a", now=0)
+    limit.take("a", now=30)
 
 
 @pytest.mark.threat("T12")

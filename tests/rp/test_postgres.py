@@ -31,7 +31,7 @@ from tests.programs import run, running
 from tests.relay.states import OpeningThatWaits
 from tests.relay.stores import ON_POSTGRES, PostgresServer, postgres
 from tests.rp.authenticator_double import create, get
-from tests.rp.clients import make_config
+from tests.rp.clients import Clock, Device, Site, make_config
 from tests.rp.records import ADA, EVE, credential, session, use
 from tests.rp.stores import new_database, query
 from tests.rp.test_challenges import record
@@ -158,6 +158,25 @@ async def test_who_uses_a_database_counts_by_its_clock(
         shown = app[STATE].clock()
         ((after,),) = query(place, "SELECT extract(epoch FROM clock_timestamp())::float8")
     assert before - 60 < shown < after + 60
+
+
+async def test_a_database_whose_clock_is_set_right_refuses_nobody_until_it_is_looked_at_again() -> None:
+    postgres()  # which leaves the test out where there is none
+    server = PostgresServer(jumps=True)
+    try:
+        server.jump(86400)
+        config = make_config(new_database(server))
+        app = make_app(config)
+        async with TestClient(TestServer(app)) as http:
+            clock = Clock(time())
+            site = Site(http, app, clock, config)
+            await asyncio.to_thread(server.jump, 0)
+            assert (await site.send(Device(), "GET", "/session")).slug == "not-signed-in"
+            clock.now += 86400
+            answer = await site.send(Device(), "GET", "/session")
+            assert (answer.slug, abs(answer.body["now"] - time()) < 60) == ("proof-clock", True)
+    finally:
+        server.end()
 
 
 async def test_sessions_that_have_ended_are_forgotten_by_the_clock_of_the_database(
