@@ -894,6 +894,8 @@ class RelayEndpoints:
         transaction = self._begin(caller, operation, called=called)
         if transaction.done():
             return transaction.result()
+        if not isinstance(transaction, asyncio.Task):
+            return await transaction  # who stops waiting for the disk stops nothing: see `_on_disk`
         try:
             return await asyncio.shield(transaction)
         except asyncio.CancelledError:
@@ -958,25 +960,23 @@ class RelayEndpoints:
             return done
         if answer is None:
             rest = self._wait_for_turn(store, work, committed)
-        else:
+            return self._kept(asyncio.ensure_future(self._rest(rest, began, span)))
+        if answer.durable and not store.is_on_disk:
+            # before others are woken, and without a task of its own: it is what a submit and a claim wait for
+            on_disk = self._until_on_disk(store, answer, began, span)
             committed(answer)
-            if not answer.durable or store.is_on_disk:
-                self._transacted(began, span)
-                self._tell(answer)
-                done.set_result(answer)
-                return done
-            self._keep(done)
-            # no task of its own: this is what a submit and a claim wait for
-            store.on_disk().add_done_callback(partial(self._on_disk, answer, done, began, span))
-            return done
-        transaction = asyncio.ensure_future(self._rest(rest, began, span))
-        self._keep(transaction)
-        return transaction
+            return on_disk
+        committed(answer)
+        self._transacted(began, span)
+        self._tell(answer)
+        done.set_result(answer)
+        return done
 
-    def _keep(self, transaction: "asyncio.Future[Answer]") -> None:
+    def _kept(self, transaction: "asyncio.Future[Answer]") -> "asyncio.Future[Answer]":
         """Keep a transaction until it is done."""
         self._transactions.add(transaction)
         transaction.add_done_callback(self._transactions.discard)
+        return transaction
 
     async def _wait_for_turn(
         self, store: Store, work: Callable[[Transaction], Answer], committed: Callable[[Answer], None]
@@ -1000,22 +1000,25 @@ class RelayEndpoints:
         """Bring an account's state up to what the database says, in a transaction of its own."""
         await self.run("", operations.settle(account), called=False)
 
+    def _until_on_disk(
+        self, store: Store, answer: Answer, began: float, span: Span | None
+    ) -> "asyncio.Future[Answer]":
+        """Wait for the disk with an answer. began: by the event loop's clock."""
+        on_disk = store.on_disk(answer)
+        on_disk.add_done_callback(partial(self._on_disk, store, answer, began, span))
+        return self._kept(on_disk)
+
     def _on_disk(
-        self,
-        answer: Answer,
-        done: "asyncio.Future[Answer]",
-        began: float,
-        span: Span | None,
-        on_disk: "asyncio.Future[None]",
+        self, store: Store, answer: Answer, began: float, span: Span | None, on_disk: "asyncio.Future[Answer]"
     ) -> None:
-        """End a transaction that waited for the disk. began: by the event loop's clock."""
+        """End a transaction that waited for the disk, before whoever waits for it goes on."""
+        if on_disk.cancelled():  # who waited has gone
+            self._until_on_disk(store, answer, began, span).add_done_callback(_unheard)
+            return
         error = on_disk.exception()
         self._transacted(began, span, error)
-        if error is not None:
-            done.set_exception(error)
-            return
-        self._tell(answer)
-        done.set_result(answer)
+        if error is None:
+            self._tell(answer)
 
     async def _rest(self, rest: Coroutine[Any, Any, Answer], began: float, span: Span | None) -> Answer:
         """What of a transaction waits for something. began: by the event loop's clock."""

@@ -19,8 +19,10 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from time import monotonic, time
-from typing import Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from headless_passkey.errors import SetupError, SetupReason
@@ -37,6 +39,7 @@ CHECKPOINT: Final = 4 << 20
 _TOO_LONG: Final = 8 * CHECKPOINT  # bytes of a log that is not kept for what comes next
 
 T = TypeVar("T")
+_Waiting: TypeAlias = list[tuple[asyncio.Future[Any], Any]]  # with what each gets
 
 
 class Database:
@@ -44,18 +47,23 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="store")  # one syncs, one copies
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")  # opens, and copies
+        self._syncer = Thread(target=self._sync, name="store-sync", daemon=True)
+        # the event loop to tell of each sync; None ends the thread. An executor takes 10 µs more to hand it over
+        self._to_sync: SimpleQueue[asyncio.AbstractEventLoop | None] = SimpleQueue()
         self._connection: sqlite3.Connection
         self._checkpoints: sqlite3.Connection  # of the thread
-        self._files: dict[str, tuple[int, int] | None] = {}  # the open files, by device and inode
+        self._paths: list[str] = []  # of the open files
+        self._files: list[tuple[int, int]] = []  # what they are
         self._log = -1  # the write-ahead log's descriptor
+        self._size = 0  # bytes that it had when the last sync began
         self._turn = asyncio.Lock()  # of transactions while the store is locked
         self._commits = 0
         self._synced = 0  # so many commits are on the disk
         self._is_syncing = False
         self._covered = 0  # so many commits are on the disk when that sync is over: those of before it began
-        self._served: list[asyncio.Future[None]] = []  # who waits for it
-        self._waiting: list[asyncio.Future[None]] = []  # for the next one, which begins when that one is over
+        self._served: _Waiting = []  # who waits for it
+        self._waiting: _Waiting = []  # for the next one, which begins when that one is over
         self._copying: asyncio.Future[None] | None = None
         self._copied = 0  # so many commits were copied, or are being so
         self._kept = 0  # bytes of the log that are written over
@@ -84,10 +92,9 @@ class Database:
                     if monotonic() >= asked + _BUSY_SECONDS:
                         raise
                 await asyncio.sleep(_BUSY_PAUSE)
+        on_disk = self.on_disk(result) if durable(result) else None  # it begins before others are woken
         committed(result)
-        if durable(result):
-            await self.on_disk()
-        return result
+        return result if on_disk is None else await on_disk
 
     def now(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` as one transaction in this very moment, as `transact` does; it may be lost until `on_disk`.
@@ -128,30 +135,35 @@ class Database:
                 raise StoreBusy(f"another process keeps the store {self._path} locked") from error
             raise StoreUnavailable(f"the store does not answer: {error}") from error
         if self._connection.total_changes != before:
-            self._check()  # a commit counts only in the file at the path
             self._commits += 1
         return result
 
     def _check(self) -> None:
         if self._damage is not None:
             raise StoreUnavailable(self._damage)
-        if any(_identity(path) != known for path, known in self._files.items()):
+        try:
+            found = _identities(self._paths)
+        except OSError:
+            found = []
+        if found != self._files:
             raise StoreUnavailable(
                 f"the store is no longer the file at {self._path}: put it back, or start again with the one that is there"
             )
 
-    def on_disk(self) -> "asyncio.Future[None]":
-        """Wait until every commit of before is on the disk: from now on, whenever the future is awaited."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def on_disk(self, result: T) -> "asyncio.Future[T]":
+        """Wait until every commit of before is on the disk: from now on, whenever the future is awaited. It has the result then."""
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         if self.is_on_disk:
-            done.set_result(None)
+            done.set_result(result)
             return done
-        if self._is_syncing and self._covered == self._commits:
-            self._served.append(done)
-            return done
-        self._waiting.append(done)
+        is_served = self._is_syncing and self._covered == self._commits
+        (self._served if is_served else self._waiting).append((done, result))
         if not self._is_syncing:
             self._begin_sync()
+        try:
+            self._check()  # beside the sync: a commit counts only in the file at the path
+        except StoreUnavailable as error:
+            _fail(done, error)
         return done
 
     def _begin_sync(self) -> None:
@@ -161,20 +173,21 @@ class Database:
             self._end_waiting(StoreUnavailable(self._damage))
             return
         self._covered, self._is_syncing = self._commits, True
-        self._threads.submit(self._sync, asyncio.get_running_loop())
+        self._to_sync.put(asyncio.get_running_loop())
+        with contextlib.suppress(OSError):  # which the sync meets, too
+            self._size = os.fstat(self._log).st_size
 
-    def _sync(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Sync the write-ahead log, in a thread."""
-        size, failed = 0, None
-        try:
-            os.fdatasync(self._log)
-            size = os.fstat(self._log).st_size
-        except OSError as error:
-            failed = error
-        loop.call_soon_threadsafe(self._end_sync, size, failed)
+    def _sync(self) -> None:
+        """Sync the write-ahead log whenever it is asked for, in a thread."""
+        while (loop := self._to_sync.get()) is not None:
+            failed = None
+            try:
+                os.fdatasync(self._log)
+            except OSError as error:
+                failed = error
+            loop.call_soon_threadsafe(self._end_sync, failed)
 
-    def _end_sync(self, size: int, failed: OSError | None) -> None:
-        """size: bytes that the log has."""
+    def _end_sync(self, failed: OSError | None) -> None:
         self._is_syncing = False
         if failed is not None:
             self._damage = f"the store could not be written to the disk ({failed.strerror}): start again"
@@ -184,23 +197,20 @@ class Database:
         else:
             self._synced = self._covered
             self._end_waiting()
-            is_long = size > self._kept + CHECKPOINT or self._synced >= self._copied + COMMITS
+            is_long = self._size > self._kept + CHECKPOINT or self._synced >= self._copied + COMMITS
             if is_long and (self._copying is None or self._copying.done()):
-                self._copying = asyncio.ensure_future(self._copy(size))
+                self._copying = asyncio.ensure_future(self._copy(self._size))
         if self._waiting:
             self._begin_sync()
 
     def _end_waiting(self, error: StoreUnavailable | None = None) -> None:
         """End the waiting of those whom the sync serves, and who wait still."""
         served, self._served = self._served, []
-        for each in served:
-            if each.done():
-                continue
-            if error is None:
-                each.set_result(None)
-            else:
-                each.set_exception(error)
-                each.exception()  # nobody may be waiting any more; the next transaction says it
+        for each, result in served:
+            if error is not None:
+                _fail(each, error)
+            elif not each.done():
+                each.set_result(result)
 
     async def _copy(self, size: int) -> None:
         """Copy the write-ahead log into the file (a checkpoint), and begin it again. size: bytes of the log.
@@ -227,7 +237,7 @@ class Database:
         """Wait for the syncs and the copy that are under way."""
         while self._is_syncing:
             over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._served.append(over)
+            self._served.append((over, None))
             await until_done(over)
         if self._copying is not None:
             await until_done(self._copying)
@@ -245,16 +255,27 @@ class Database:
             log, _ = _companions(self._path)
             self._log = os.open(log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             _sync_folder(self._path.parent)  # the log's name is in it
-            paths = map(str, (self._path, *_companions(self._path)))
-            self._files = {path: _identity(path) for path in paths}
+            self._paths = [str(path) for path in (self._path, *_companions(self._path))]
+            self._files = _identities(self._paths)
+            self._syncer.start()
 
     def _close(self) -> None:
         self._threads.shutdown()  # an opening that was cancelled goes on in its thread
+        if self._syncer.is_alive():
+            self._to_sync.put(None)
+            self._syncer.join()
         for connection in ("_checkpoints", "_connection"):
             if hasattr(self, connection):
                 getattr(self, connection).close()
         if self._log >= 0:
             os.close(self._log)
+
+
+def _fail(waiting: "asyncio.Future[Any]", error: StoreUnavailable) -> None:
+    """End a waiting with an error. Nobody may be waiting any more; the next transaction says it."""
+    if not waiting.done():
+        waiting.set_exception(error)
+        waiting.exception()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -395,13 +416,9 @@ def _refuse_others(path: Path, status: os.stat_result) -> None:
         raise
 
 
-def _identity(path: str) -> tuple[int, int] | None:
-    """The identity of the file at `path`, device and inode; None without one."""
-    try:
-        found = os.stat(path)  # noqa: PTH116  a `Path` costs twice as much, several times a transaction
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+def _identities(paths: list[str]) -> list[tuple[int, int]]:
+    """The identities of the files at `paths`, device and inode. Of a `Path` they cost twice as much, several times a transaction."""
+    return [(found.st_dev, found.st_ino) for found in map(os.stat, paths)]
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -99,10 +99,10 @@ class PostgresStore(database.Database):
     def is_on_disk(self) -> bool:
         return True
 
-    def on_disk(self) -> "asyncio.Future[None]":
+    def on_disk(self, result: T) -> "asyncio.Future[T]":
         """Every commit is on the disk when it is done."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        done.set_result(result)
         return done
 
     def time_of(self, db: Transaction) -> float:

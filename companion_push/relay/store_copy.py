@@ -48,8 +48,7 @@ async def copy_store(source: Store, target: Store) -> dict[str, int]:
         return target.now(lambda db: _copied(rows_of, db))
 
     counts = await source.transact(read, durable=lambda _: False)
-    await target.on_disk()
-    return counts
+    return await target.on_disk(counts)
 
 
 def _copied(source: Transaction, target: Transaction) -> dict[str, int]:

@@ -43,8 +43,8 @@ class Store(Protocol):
         """Whether every commit is on the disk."""
         ...
 
-    def on_disk(self) -> "asyncio.Future[None]":
-        """Wait until every commit of before is on the disk: from now on, whenever the future is awaited."""
+    def on_disk(self, result: T) -> "asyncio.Future[T]":
+        """Wait until every commit of before is on the disk: from now on, whenever the future is awaited. It has the result then."""
         ...
 
     def time_of(self, db: Transaction) -> float:

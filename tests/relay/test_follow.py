@@ -1,15 +1,21 @@
 """Who follows the relay: what each operation has changed, after the commit."""
 
+import asyncio
 import logging
+import os
+import threading
 
 import pytest
 
 from companion_push.relay import operations
 from companion_push.relay.app import RELAY
+from companion_push.relay.messages import Submission, parse_body
 from companion_push.relay.operations import Answer, Change
+from headless_passkey.process.tasks import until_done
 from headless_passkey.request import RequestState
-from tests.relay.household import Household, Relay, fresh_id
+from tests.relay.household import SEALED, Household, Relay, fresh_id
 from tests.relay.states import stored_requests
+from tests.relay.stores import of_files
 
 
 def seen_by(relay: Relay) -> list[Change]:
@@ -38,6 +44,33 @@ async def test_a_follower_sees_each_step_of_a_request_and_who_made_it(relay: Rel
         (RequestState.OPENED, RequestState.COMPLETED, frame.name),
     ]
     assert {change.request.id for change in told} == {name}
+
+
+@of_files
+async def test_a_follower_is_told_once_it_is_on_the_disk_also_where_the_caller_has_gone(
+    relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def sync(_descriptor: int) -> None:
+        begun.set()
+        may_end.wait()
+
+    (anna, _), (frame,) = home.companions, home.devices
+    endpoints, name, told = relay.app[RELAY], fresh_id(), seen_by(relay)
+    body = f'{{"expires_in":300,"envelopes":[{{"to":"{anna.name}","sealed":"{SEALED}"}}]}}'
+    submission = endpoints.submission(name, parse_body(body.encode(), Submission))
+    monkeypatch.setattr(os, "fdatasync", sync)
+    submitting = asyncio.ensure_future(endpoints.run(frame.name, submission))
+    await asyncio.to_thread(begun.wait)
+    submitting.cancel()
+    await asyncio.wait({submitting})
+    assert submitting.cancelled()
+    assert told == []
+    assert endpoints._transactions  # for which a relay that ends waits
+    may_end.set()
+    await until_done(*endpoints._transactions)
+    assert [change.request.id for change in told] == [name]
 
 
 async def test_a_follower_sees_what_time_and_a_newer_request_have_ended(

@@ -238,24 +238,20 @@ async def test_a_sync_that_fails_acknowledges_nothing_then_and_later(
 
 
 async def test_nobody_is_told_what_is_not_on_the_disk(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever asks, and whenever: also while a sync is under way that began before the change, or with it."""
-    committed: list[str] = []
     on_disk: set[str] = set()
 
     def sync(_descriptor: int) -> None:
-        written = set(committed)
+        written = set(names_after(path))
         sleep(chance.random() / 1000)
         on_disk.update(written)
 
     async def writer(number: int) -> None:
         for each in range(20):
             name = f"{number} {each}"
-            await database.transact(
-                lambda db, name=name: add(db, name),  # type: ignore[misc]
-                committed=lambda _, name=name: committed.append(name),  # type: ignore[misc]
-            )
+            await database.transact(lambda db, name=name: add(db, name))  # type: ignore[misc]
             assert name in on_disk
 
     async def reader() -> None:
