@@ -6,7 +6,7 @@ and `account_states` reads and stores it. `now` is passed in, Unix seconds by th
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -39,7 +39,7 @@ class AccountState:
         """
         if self.spent and now < self.spent_at:
             return self._taken_back(now).at(now)
-        if min(self._ends(), default=math.inf) > now:
+        if min(self._ends, default=math.inf) > now:
             return self
         return replace(
             self,
@@ -58,23 +58,28 @@ class AccountState:
         return replace(self, spent=spent, spent_at=now)
 
     def changes_at(self) -> float:
-        """When time may change a live request, or forgets an outcome or the last that there is. Minus infinity: at any moment,
-        with the lease of a claim that stores do not know.
+        """When time forgets an outcome, or the last that there is. Minus infinity: at any moment, while a request lives: stores
+        do not know the lease of a claim, and what stays the same is not written with each event of a request.
         """
         if not self.requests:
             return self.ends_at()
-        return min(_changes_at(each) if each.live else each.forgotten_at for each in self.requests)
+        if any(each.live for each in reversed(self.requests)):
+            return -math.inf
+        return min(each.forgotten_at for each in self.requests)
 
     def ends_at(self) -> float:
         """When all of it is forgotten; minus infinity for an empty one."""
-        return max(self._ends(), default=-math.inf)
+        return max(self._ends, default=-math.inf)
 
-    def _ends(self) -> Iterator[float]:
-        yield from (each.forgotten_at for each in self.requests)
-        yield from (full_at for rates in self.spent.values() for full_at in rates.values())
-        yield from (each.at + FORGOTTEN for each in self.streaks.values())
-        if self.fenced_until:
-            yield self.fenced_until
+    @property
+    def _ends(self) -> list[float]:
+        """When each part of it is forgotten."""
+        return [
+            *[each.forgotten_at for each in self.requests],
+            *[full_at for rates in self.spent.values() for full_at in rates.values()],
+            *[each.at + FORGOTTEN for each in self.streaks.values()],
+            *([self.fenced_until] if self.fenced_until else []),
+        ]
 
     @property
     def is_empty(self) -> bool:
@@ -157,8 +162,3 @@ def decoded(value: bytes) -> AccountState:
 
 def _unfinished(rates: Mapping[str, float], now: float) -> dict[str, float]:
     return {rate: full_at for rate, full_at in rates.items() if full_at > now}
-
-
-def _changes_at(request: Request) -> float:
-    """When time may change a live request."""
-    return -math.inf if request.leased else min(request.ends_at, request.given_up_at, request.unreached_at)

@@ -59,6 +59,9 @@ class Write:
     lasts: float  # seconds after which a store may forget all of it
     sealed: Mapping[EnvelopeKey, bytes]  # new envelopes
     erased: Collection[EnvelopeKey]
+    changes_as_before: bool = (
+        False  # the value that was read has the same `changes_at`: a store may leave it alone
+    )
 
 
 class StateStore(Protocol):
@@ -144,6 +147,11 @@ class SqlStates:
             return (
                 "INSERT INTO account_states VALUES (?, ?, ?, ?) ON CONFLICT (account) DO NOTHING",
                 (write.account, write.version, write.data, write.changes_at),
+            )
+        if write.changes_as_before:  # a page of the index less
+            return (
+                "UPDATE account_states SET version = ?, value = ? WHERE account = ? AND version = ?",
+                (write.version, write.data, write.account, write.expected),
             )
         return (
             "UPDATE account_states SET version = ?, value = ?, changes_at = ? WHERE account = ? AND version = ?",
@@ -467,13 +475,16 @@ class States:
         if self._beside is not None:
             state = replace(state, authority=held.authority)
         version = ABSENT if state.is_empty else 1 + secrets.randbits(_VERSION_BITS - 1)
+        changes_at = state.changes_at()
         newest = self._store.cas(
             Write(
                 account=account,
                 expected=held.version,
                 version=version,
                 data=None if version == ABSENT else encoded(state),
-                changes_at=state.changes_at(),
+                changes_at=changes_at,
+                # a value that could not be read is taken for an empty state
+                changes_as_before=not held.stored.is_empty and held.stored.changes_at() == changes_at,
                 lasts=max(0.0, state.ends_at() - self._now),
                 sealed=self._sealed.get(account, {}),
                 erased=self._erased.get(account, set()) | _over(held.stored, state),

@@ -14,7 +14,6 @@ from companion_push.relay.ladder import FORGOTTEN, End, Streak
 from companion_push.relay.mailbox import (
     GRACE,
     KEPT,
-    LAST_CHANCE,
     CompanionEvent,
     Failure,
     Notice,
@@ -117,20 +116,17 @@ def changes_at(*requests: Request) -> float:
     return state_of(*requests).changes_at()
 
 
-def test_time_changes_a_state_first_where_a_request_ends_or_an_outcome_is_forgotten() -> None:
-    assert changes_at(REQUEST) == NOW + 300
+def test_time_changes_a_state_first_where_an_outcome_is_forgotten_or_all_of_it() -> None:
     assert changes_at(OVER) == NOW + 300 + GRACE + KEPT
-    assert changes_at(OVER, replace(REQUEST, id="r2", expires_at=NOW + 400)) == NOW + 400
+    assert changes_at(OVER, replace(OVER, id="r2", expires_at=NOW + 200)) == NOW + 200 + GRACE + KEPT
     assert EMPTY.spending("frame", {"a": NOW + 20, "b": NOW + 40}, NOW).changes_at() == NOW + 40
     assert EMPTY.changes_at() == -math.inf
 
 
-def test_a_claim_may_end_at_any_moment_and_a_refused_request_after_the_last_chance() -> None:
-    assert changes_at(CLAIMED) == -math.inf
+def test_time_may_change_a_state_at_any_moment_while_a_request_lives() -> None:
     opened = CLAIMED.companion_says("anna", CompanionEvent.OPENED, None, now=NOW)
-    assert changes_at(opened) == NOW + 300 + GRACE
-    refused = REQUEST.fetched("anna").companion_says("anna", CompanionEvent.FAILED, None, now=NOW)
-    assert changes_at(refused) == NOW + LAST_CHANCE
+    for live in (REQUEST, CLAIMED, opened):
+        assert changes_at(live) == changes_at(replace(OVER, id="r2"), live) == -math.inf
 
 
 # Rates and streaks

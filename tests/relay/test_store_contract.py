@@ -296,6 +296,18 @@ async def test_values_that_time_changes_are_listed_in_portions(
     assert await engine.do(lambda store: store.due(NOW - 2, None)) == [rest[0]]
 
 
+async def test_a_value_that_time_changes_as_before_is_listed_as_before(engine: Engine, account: str) -> None:
+    first = write(account, b"one")
+    await engine.cas(first)
+    second = replace(write(account, b"two", over=first.version), changes_as_before=True)
+    assert await engine.cas(second) is None
+    assert await engine.load() == Value(second.version, b"two")
+    assert await engine.do(lambda store: store.due(NOW, None)) == [account]
+    assert await engine.do(lambda store: store.due(NOW - 1, None)) == []
+    third = replace(write(account, b"three", over=first.version), changes_as_before=True)
+    assert await engine.cas(third) == Value(second.version, b"two")
+
+
 async def test_of_many_writers_over_one_version_one_wins(engine: Engine, account: str) -> None:
     """Each reads in one step and writes in another, as nodes do that share a store."""
     won: Counter[int] = Counter()
@@ -603,6 +615,7 @@ async def test_a_value_that_cannot_be_read_costs_what_waited_and_not_the_account
     assert "lost what waited" in caplog.text
     await engine.do(lambda store: submitted(store, request_of(account)))
     assert await requests_in(engine, account) == [request_of(account)]
+    assert await engine.do(lambda store: store.due(NOW - 1, None)) == [account]  # as any with a live request
 
 
 async def test_the_cache_is_bounded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
