@@ -8,9 +8,9 @@ import contextlib
 import hashlib
 import hmac
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 from companion_push.relay import channels
@@ -32,6 +32,7 @@ ANSWERABLE: Final = 600  # seconds after an invitation's expiry in which an intr
 KEPT_RINGS: Final = 256  # of an account, the newest
 KEPT_BYTES: Final = 4 << 20
 MAX_PAGE: Final = 192 << 10  # bytes of rings in one answer, 256 KiB in base64url
+_KNOWN_RINGS: Final = 256  # that are kept parsed; a document has 48 KiB at the most
 _ANY: Final = 1 << 62  # no version is as high
 _FORMER_KEPT: Final = 90 * 86_400  # seconds in which a former member reads the ring that took it out
 MAX_FORMER: Final = 1000  # former members of an account that are remembered, those who were removed last
@@ -406,12 +407,15 @@ def _newest(db: Transaction, account: str, last: int | None = None) -> KeptRing 
 
 def ask_head(db: Transaction, member: Membership) -> Callable[[], Ring]:
     """Ask for the newest ring of a member's account, for whoever needs its members."""
+    known = _known.find(member.head.hash)
+    if known is not None:
+        return lambda: known
     rows = ask(
         db,
-        "SELECT document FROM rings WHERE account = ? AND version = ?",
+        "SELECT hash, document FROM rings WHERE account = ? AND version = ?",
         (member.account, member.head.version),
     )
-    return lambda: _parsed(bytes(rows()[0][0]))
+    return lambda: _known.parsed(*rows()[0])
 
 
 def _head(db: Transaction, account: str) -> Ring:
@@ -425,15 +429,39 @@ def _head(db: Transaction, account: str) -> Ring:
 def _newest_ring(db: Transaction, account: str) -> Ring | None:
     """Read and parse the account's newest ring; None before it is founded, and after it is closed."""
     row = db.execute(
-        "SELECT document FROM rings WHERE account = ? ORDER BY version DESC LIMIT 1", (account,)
+        "SELECT hash, document FROM rings WHERE account = ? ORDER BY version DESC LIMIT 1", (account,)
     ).fetchone()
-    return None if row is None else _parsed(bytes(row[0]))
+    return None if row is None else _known.parsed(*row)
 
 
-@lru_cache(maxsize=256)  # of accounts that call at the moment; a document has 48 KiB at the most
-def _parsed(document: bytes) -> Ring:
-    """Parse a ring of ours. One that was parsed before is the same: a document is never another one's."""
-    return Ring.parse_kept(document)
+class _KnownRings:
+    """Parsed rings of ours by their hash, of accounts that call at the moment: a hash is never another document's."""
+
+    def __init__(self) -> None:
+        self._rings: dict[bytes, Ring] = {}  # the last that was asked for is at the end
+        self._lock = threading.Lock()  # transactions may run in threads
+
+    def find(self, ring_hash: bytes) -> Ring | None:
+        """Find a ring that was parsed before."""
+        with self._lock:
+            ring = self._rings.pop(ring_hash, None)
+            if ring is not None:
+                self._rings[ring_hash] = ring
+            return ring
+
+    def parsed(self, ring_hash: bytes, document: bytes) -> Ring:
+        """Parse a ring of ours, unless it was parsed before."""
+        ring = self.find(ring_hash)
+        if ring is None:
+            ring = Ring.parse_kept(bytes(document))
+            with self._lock:
+                self._rings[ring_hash] = ring
+                if len(self._rings) > _KNOWN_RINGS:
+                    del self._rings[next(iter(self._rings))]
+        return ring
+
+
+_known: Final = _KnownRings()
 
 
 def rings_after(

@@ -11,6 +11,7 @@ import what opens a FIDO URL.
 """
 
 import hashlib
+from functools import lru_cache
 from typing import Final, Protocol, Self
 
 from cryptography.exceptions import InvalidSignature
@@ -22,6 +23,7 @@ from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.text.base64url import base64url
 
 CURVE: Final = ec.SECP256R1()
+_ES256: Final = ec.ECDSA(SHA256())
 POINT_SIZE: Final = 65  # uncompressed: 0x04, X, Y
 SIGNATURE_SIZE: Final = 64
 NAME_SIZE: Final = 43  # characters: base64url of 32 bytes
@@ -62,7 +64,7 @@ class SoftwareSigningKey:
         return self._private.private_numbers().private_value.to_bytes(32, "big")
 
     def sign(self, data: bytes) -> bytes:
-        r, s = decode_dss_signature(self._private.sign(data, ec.ECDSA(SHA256())))
+        r, s = decode_dss_signature(self._private.sign(data, _ES256))
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
@@ -81,10 +83,15 @@ def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
     if not (0 < r < _ORDER and 0 < s <= _ORDER // 2):
         return False
     try:
-        parse_public_key(public_key).verify(encode_dss_signature(r, s), data, ec.ECDSA(SHA256()))
+        _known_key(public_key).verify(encode_dss_signature(r, s), data, _ES256)
     except InvalidSignature:
         return False
     return True
+
+
+@lru_cache(maxsize=512)  # 2 KiB each; whose word is verified is often verified again
+def _known_key(public_key: bytes) -> ec.EllipticCurvePublicKey:
+    return parse_public_key(public_key)
 
 
 def thumbprint(public_key: bytes) -> str:
