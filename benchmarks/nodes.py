@@ -63,12 +63,12 @@ class BareDatabase:
         self._connection = psycopg.connect(place.uri, autocommit=True)
         self._connection.execute("CREATE TABLE bare_states (account TEXT PRIMARY KEY, value BYTEA NOT NULL)")
         self._connection.execute("CREATE TABLE bare_envelopes (id INT PRIMARY KEY, sealed BYTEA NOT NULL)")
-        self._value = 0
+        self._value = b""
 
     def learn(self) -> None:
         """Take the mean size of a state of the relay's."""
         (found,) = self._connection.execute(_SIZE).fetchone() or (0,)
-        self._value = int(found)
+        self._value = secrets.token_bytes(int(found))  # drawn once: to draw it is no part of the writing
 
     async def submit(self, account: str, turn: int) -> None:
         await asyncio.to_thread(self._write, account, turn)
@@ -78,7 +78,7 @@ class BareDatabase:
 
     def _write(self, account: str, turn: int | None) -> None:
         with self._connection.transaction():
-            self._connection.execute(_STATE.replace("?", "%s"), (account, secrets.token_bytes(self._value)))
+            self._connection.execute(_STATE.replace("?", "%s"), (account, self._value))
             if turn is not None:
                 self._connection.execute("INSERT INTO bare_envelopes VALUES (%s, %s)", (turn, bytes(700)))
 
@@ -90,7 +90,7 @@ class BareFile:
     """The same writes in bare SQL, in a file of SQLite beside the relay's: each is on the disk when it is done."""
 
     def __init__(self, relay: Path) -> None:
-        self._relay, self._value = relay, 0
+        self._relay, self._value = relay, b""
         path = relay.with_name("bare")
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         for statement in (
@@ -103,7 +103,7 @@ class BareFile:
     def learn(self) -> None:
         """As in PostgreSQL."""
         with contextlib.closing(sqlite3.connect(f"file:{self._relay}?mode=ro", uri=True)) as relay:
-            self._value = int(relay.execute(_SIZE).fetchone()[0])
+            self._value = secrets.token_bytes(int(relay.execute(_SIZE).fetchone()[0]))
 
     async def submit(self, account: str, turn: int) -> None:
         await asyncio.to_thread(self._write, account, turn)  # as nobody waits for a disk on an event loop
@@ -113,7 +113,7 @@ class BareFile:
 
     def _write(self, account: str, turn: int | None) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
-        self._connection.execute(_STATE, (account, secrets.token_bytes(self._value)))
+        self._connection.execute(_STATE, (account, self._value))
         if turn is not None:
             self._connection.execute("INSERT INTO bare_envelopes VALUES (?, ?)", (turn, bytes(700)))
         self._connection.execute("COMMIT")
