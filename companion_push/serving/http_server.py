@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -31,6 +31,7 @@ from yarl import URL
 from companion_push.serving.accepting import CLOSE_SECONDS, Site
 from companion_push.serving.addresses import Network, client_address, is_in
 from companion_push.serving.connections import ConnectionLimits, Connections, Slot
+from companion_push.serving.first_request import FirstRequest, HandedOver, Take
 from companion_push.serving.log_limit import PERIOD, LogLimit
 from companion_push.serving.rate_limit import Policy, Unit, limit_headers
 from headless_passkey.errors import SetupError, SetupReason
@@ -39,6 +40,8 @@ from headless_passkey.text.domains import is_this_machine
 
 DRAIN_SECONDS: Final = 5.0  # for running requests at shutdown
 HEALTH: Final = ("/livez", "/readyz")  # paths
+# of an application that takes upgrades before aiohttp's server sees them: neither do its middlewares and signals
+TAKE: Final[web.AppKey[Take]] = web.AppKey("take")
 
 
 def problem(status: int, detail: str | None = None) -> web.Response:
@@ -102,14 +105,20 @@ class Runner(web.AppRunner):
         server = self.server
         if not isinstance(server, _Server):
             raise TypeError("expected setup() before site()")
-        return Site(self, listener, connections=self.connections, protocol=server, tls=tls)
+        return Site(self, listener, connections=self.connections, protocol=server.first, tls=tls)
 
     async def cleanup(self) -> None:
         await super().cleanup()
         _limit.end()
 
     async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server(), self.connections, self._trusted_proxies, self._prefix)
+        return _Server(
+            await super()._make_server(),
+            self.connections,
+            self._trusted_proxies,
+            self._prefix,
+            take=None if self._trusted_proxies or self._prefix else self.app.get(TAKE),
+        )
 
 
 async def _without_server(_request: web.BaseRequest, response: web.StreamResponse) -> None:
@@ -131,7 +140,13 @@ class _Problem(web.Response):
 
 class _Server(web.Server):
     def __init__(
-        self, of_app: web.Server, connections: Connections, trusted_proxies: Sequence[Network], prefix: str
+        self,
+        of_app: web.Server,
+        connections: Connections,
+        trusted_proxies: Sequence[Network],
+        prefix: str,
+        *,
+        take: Take | None,
     ) -> None:
         super().__init__(
             self._explained,
@@ -140,13 +155,30 @@ class _Server(web.Server):
         )
         self._handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = of_app.request_handler
         self._slots, self._trusted_proxies, self._prefix = connections, trusted_proxies, prefix
+        self._take = take
+        self._waiting: set[FirstRequest] = set()
 
-    def __call__(self, slot: Slot | None = None) -> web.RequestHandler:
-        """Make the protocol of a connection. slot: None when another site than ours has accepted it."""
+    def first(self, slot: Slot) -> asyncio.Protocol:
+        """Make the protocol that a connection has at first."""
+        if self._take is None:
+            return self(slot)
+        return FirstRequest(self._slots, slot, others=self._waiting, take=self._take, serve=self)
+
+    def pre_shutdown(self) -> None:
+        """Close the connections that are idle. `shutdown` closes the rest."""
+        super().pre_shutdown()
+        for each in self._waiting:
+            each.close()
+
+    def __call__(self, slot: Slot | None = None, head: float | None = None) -> web.RequestHandler:
+        """Make the protocol of a connection. slot: None when another site than ours has accepted it. head: seconds for the first head;
+        None: as many as for each.
+        """
         return _Connection(
             self,
             self._slots,
             slot,
+            self._slots.limits.head if head is None else head,
             loop=asyncio.get_running_loop(),
             logger=http_logger,
             access_log=None,  # none: paths hold tunnel IDs
@@ -197,14 +229,6 @@ class _Server(web.Server):
             query = request.rel_url.raw_query_string
             changes["rel_url"] = URL.build(path=own, query_string=query, encoded=True)
         return request.clone(**changes) if changes else request
-
-
-class HandedOver(NamedTuple):
-    """A connection that aiohttp lets go of."""
-
-    transport: asyncio.Transport
-    early: bytearray  # what came behind the request
-    gone: Callable[[], None]  # to be called when the connection is lost
 
 
 class Upgrade(web.StreamResponse):
@@ -287,11 +311,14 @@ class _Connection(web.RequestHandler):
     aiohttp's own timer looks at nothing but idling; it is left at its default of an hour.
     """
 
-    __slots__ = ("_client", "_connections", "_deadline", "_idle", "_slot", "_wire")
+    __slots__ = ("_client", "_connections", "_deadline", "_first_head", "_idle", "_slot", "_wire")
 
-    def __init__(self, server: _Server, connections: Connections, slot: Slot | None, **more: Any) -> None:
+    def __init__(
+        self, server: _Server, connections: Connections, slot: Slot | None, first_head: float, **more: Any
+    ) -> None:
+        """first_head: seconds for the head of the first request."""
         super().__init__(server, **more)
-        self._connections, self._slot = connections, slot
+        self._connections, self._slot, self._first_head = connections, slot, first_head
         self._wire: asyncio.Transport | None = None  # aiohttp forgets its own before the last bytes are sent
         self._deadline: asyncio.TimerHandle | None = None
         self._idle = False
@@ -306,7 +333,7 @@ class _Connection(web.RequestHandler):
             wire.abort()
             return
         self._slot.end = wire.abort
-        self._within(self._connections.limits.head, "head")
+        self._within(self._first_head, "head")
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:

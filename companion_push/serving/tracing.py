@@ -33,7 +33,9 @@ def tracing(scope: str, provider: "TracerProvider | None" = None) -> "Tracing | 
         if error.name not in ("opentelemetry", "opentelemetry.trace"):
             raise
         return None
-    return Tracing(opentelemetry.trace.get_tracer(scope, tracer_provider=provider))
+    return Tracing(
+        opentelemetry.trace.get_tracer(scope, tracer_provider=provider), always=provider is not None
+    )
 
 
 class Span:
@@ -80,10 +82,16 @@ class Span:
 class Tracing:
     """Makes spans, as children of the current one where no other parent is given."""
 
-    def __init__(self, tracer: "Tracer") -> None:
+    def __init__(self, tracer: "Tracer", *, always: bool) -> None:
+        """always: it has a provider of its own, whatever the process has."""
         from opentelemetry import context, trace  # noqa: PLC0415  of an extra
 
-        self._tracer, self._api, self._context = tracer, trace, context
+        self._tracer, self._api, self._context, self._always = tracer, trace, context, always
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a tracer provider: without one nobody is told of a span."""
+        return self._always or not isinstance(self._api.get_tracer_provider(), self._api.ProxyTracerProvider)
 
     def request(self, method: str, route: str | None) -> contextlib.AbstractContextManager[Span]:
         """Make the span of an HTTP request while it is served, as the current one, in the words of OpenTelemetry's conventions.

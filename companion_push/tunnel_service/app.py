@@ -16,16 +16,20 @@ does not answer. Logs hold counts, sizes and durations, and never an ID.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aiohttp import hdrs, web
+from aiohttp.http import RawRequestMessage
+from multidict import CIMultiDictProxy
 
 from companion_push import waking
-from companion_push.serving.http_server import Upgrade, http_logger, problem
+from companion_push.serving.first_request import HandedOver, Taken
+from companion_push.serving.http_server import TAKE, Upgrade, http_logger, problem
 from companion_push.serving.rate_limit import Policy, limit_headers
 from companion_push.serving.tracing import Span, Tracing, tracing
 from companion_push.serving.webhook import Webhook
@@ -34,7 +38,7 @@ from companion_push.tunnel_service.hook import WakeHook
 from companion_push.tunnel_service.open_tunnel import Ending, OpenTunnel, evicted, log_end, vanished
 from companion_push.tunnel_service.phones import Phones
 from companion_push.tunnel_service.rendezvous import End, Limits, Rendezvous, Tunnel, TunnelRefusal
-from companion_push.tunnel_service.websocket import Websocket, accept_key, take_over
+from companion_push.tunnel_service.websocket import Websocket, accept_key
 from headless_passkey.errors import RemoteProtocolError, UsageError
 from headless_passkey.hybrid.tunnel_url import (
     CLIENT_PAYLOAD_HEADER,
@@ -94,6 +98,7 @@ def make_app(
     waker = None if hook is None else WakeHook(hook)
     app[_TUNNELS] = TunnelEndpoints(limits if limits is not None else Limits(), node, contacts, waker)
     app[_TUNNELS].traces = traces
+    app[TAKE] = app[_TUNNELS].take
     app.router.add_get("/livez", _livez, name=_LIVEZ)
     app.router.add_get("/readyz", _readyz)
     if contacts is not None:
@@ -134,6 +139,14 @@ class Upgraded(Upgrade):
     def __init__(self, opened: OpenTunnel, end: End, headers: Mapping[str, str]) -> None:
         super().__init__(headers)
         self.opened, self.end = opened, end
+
+
+class Place(NamedTuple):
+    """The place that an end has in a tunnel."""
+
+    opened: OpenTunnel
+    end: End
+    headers: Mapping[str, str]  # of the answer, for this end
 
 
 class TunnelEndpoints:
@@ -177,13 +190,55 @@ class TunnelEndpoints:
             self.traces.current().note(_OUTCOME, refusal.value)
         return _refuse(refusal, self.limits)
 
-    async def open(self, request: web.Request, path: NewTunnel, accept: str) -> web.StreamResponse:
-        """Serve the first end, an authenticator."""
-        tunnel = self._opened(request, path.tunnel_id)
+    def take(self, message: RawRequestMessage, address: str) -> Taken | None:
+        """Open or join a tunnel for an upgrade that is the first request of its connection (`first_request.Take`).
+
+        None leaves it to `_cable`, which refuses it or has more to do.
+        """
+        path, headers = parse_path(message.path), message.headers
+        if (
+            not isinstance(path, NewTunnel | ConnectTunnel)
+            or message.method != hdrs.METH_GET
+            or not _offers_subprotocol(headers)
+            or (self.traces is not None and self.traces.wanted)
+        ):
+            return None
+        accept = accept_key(headers)
+        if accept is None or self.rendezvous.arrive(address, now=_now()) is not None:
+            return None
+        place = self._enter(path, address)
+        if isinstance(place, TunnelRefusal):
+            self.rendezvous.turn_back(address)
+            return None
+        websocket = self._websocket(place)
+        return Taken(
+            headers=_answer(accept, place),
+            protocol=websocket,
+            begin=functools.partial(self._begin, place, websocket),
+        )
+
+    async def serve(
+        self, request: web.Request, path: NewTunnel | ConnectTunnel, accept: str
+    ) -> web.StreamResponse:
+        """Serve an end that opens or joins a tunnel."""
+        place = self._enter(path, request.remote or "")
+        if isinstance(place, TunnelRefusal):
+            return self.refuse(place)
+        return await self._serve(request, accept, place)
+
+    def _enter(self, path: NewTunnel | ConnectTunnel, address: str) -> Place | TunnelRefusal:
+        """Open a tunnel for its first end, an authenticator, or let the second end join it."""
+        if isinstance(path, NewTunnel):
+            tunnel = self._opened(address, path.tunnel_id)
+            if isinstance(tunnel, TunnelRefusal):
+                return tunnel
+            return Place(self._made(tunnel), End.FIRST, {ROUTING_ID_HEADER: tunnel.routing_id.hex().upper()})
+        if not path.routing_id.startswith(self._prefix):
+            return TunnelRefusal.ELSEWHERE
+        tunnel = self.rendezvous.join(path.routing_id, path.tunnel_id, now=_now())
         if isinstance(tunnel, TunnelRefusal):
-            return self.refuse(tunnel)
-        headers = {ROUTING_ID_HEADER: tunnel.routing_id.hex().upper()}
-        return await self._serve(request, accept, self._made(tunnel), End.FIRST, headers)
+            return tunnel
+        return Place(self._open[tunnel], End.SECOND, {})
 
     async def contact(self, request: web.Request, path: ContactTunnel, accept: str) -> web.StreamResponse:
         """Serve the first end, a linked client platform: wake its phone, which is the second."""
@@ -196,26 +251,27 @@ class TunnelEndpoints:
         phone = self.phones.reach(path.contact_id, now=_now())
         if isinstance(phone, TunnelRefusal):
             return self.refuse(phone)
-        tunnel = self._opened(request, secrets.token_bytes(TUNNEL_ID_SIZE))
+        tunnel = self._opened(request.remote or "", secrets.token_bytes(TUNNEL_ID_SIZE))
         if isinstance(tunnel, TunnelRefusal):
             return self.refuse(tunnel)
         signal = connection_is_signalled(request.headers.get(SIGNAL_CONNECTION_HEADER))
         headers = {SIGNAL_CONNECTION_HEADER: "true"} if signal else {}
         if not self.phones.is_called(phone):
             phone.wake(path.contact_id, tunnel, payload)
-            return await self._serve(request, accept, self._made(tunnel, signal=signal), End.FIRST, headers)
+            place = Place(self._made(tunnel, signal=signal), End.FIRST, headers)
+            return await self._serve(request, accept, place)
         opened = self._made(tunnel, signal=signal)
         calling = asyncio.create_task(self._call(path.contact_id, opened, payload))
         self._calls[opened] = path.contact_id, calling
-        return await self._serve(request, accept, opened, End.FIRST, headers)
+        return await self._serve(request, accept, Place(opened, End.FIRST, headers))
 
-    def _opened(self, request: web.Request, tunnel_id: bytes) -> Tunnel | TunnelRefusal:
+    def _opened(self, address: str, tunnel_id: bytes) -> Tunnel | TunnelRefusal:
         if self.stopping:
             return TunnelRefusal.STOPPING
         tunnel = self.rendezvous.open(
             tunnel_id,
             routing_id=self._prefix + secrets.token_bytes(ROUTING_ID_SIZE - len(self._prefix)),
-            address=request.remote or "",
+            address=address,
             now=_now(),
         )
         self._end_evicted()
@@ -229,27 +285,14 @@ class TunnelEndpoints:
         self._open[tunnel] = opened
         return opened
 
-    async def _serve(
-        self, request: web.Request, accept: str, opened: OpenTunnel, end: End, headers: Mapping[str, str]
-    ) -> web.StreamResponse:
+    async def _serve(self, request: web.Request, accept: str, place: Place) -> web.StreamResponse:
         """Answer the upgrade of an end with its Sec-WebSocket-Accept, and give its connection to the tunnel."""
-        limits = self.limits
-        answer = Upgraded(
-            opened,
-            end,
-            {
-                hdrs.UPGRADE: "websocket",
-                hdrs.CONNECTION: "Upgrade",
-                hdrs.SEC_WEBSOCKET_ACCEPT: accept,
-                hdrs.SEC_WEBSOCKET_PROTOCOL: SUBPROTOCOL,
-                **headers,
-            },
-        )
-        websocket = Websocket(opened, message_size=limits.message_size, silence=limits.silence)
+        opened = place.opened
+        answer = Upgraded(opened, place.end, _answer(accept, place))
+        websocket = self._websocket(place)
         opened.coming += 1
         try:
-            await take_over(request, answer, websocket)
-            opened.take(end, websocket)
+            self._begin(place, websocket, await answer.hand_over(request, websocket))
         except BaseException:
             opened.end(vanished())
             websocket.abort()  # which is not the tunnel's
@@ -259,14 +302,14 @@ class TunnelEndpoints:
             opened.over_when_lost()
         return answer
 
-    async def join(self, request: web.Request, path: ConnectTunnel, accept: str) -> web.StreamResponse:
-        """Serve the second end."""
-        if not path.routing_id.startswith(self._prefix):
-            return self.refuse(TunnelRefusal.ELSEWHERE)
-        tunnel = self.rendezvous.join(path.routing_id, path.tunnel_id, now=_now())
-        if isinstance(tunnel, TunnelRefusal):
-            return self.refuse(tunnel)
-        return await self._serve(request, accept, self._open[tunnel], End.SECOND, {})
+    def _websocket(self, place: Place) -> Websocket:
+        limits = self.limits
+        return Websocket(place.opened, message_size=limits.message_size, silence=limits.silence)
+
+    def _begin(self, place: Place, websocket: Websocket, connection: HandedOver) -> None:
+        """Give an end's connection, which is its websocket's already, to its tunnel."""
+        websocket.begin(connection.transport, connection.early, connection.gone)
+        place.opened.take(place.end, websocket)
 
     def hold(self, tunnel: Tunnel, size: int) -> None:
         """Count the bytes of a message in flight, and end the tunnel that is evicted for them."""
@@ -343,6 +386,8 @@ async def _trace(
     """Make a span of each request. That of an end lasts as long as its tunnel."""
     traces, resource = request.app[_TUNNELS].traces, request.match_info.route.resource
     assert traces is not None  # noqa: S101  for mypy
+    if not traces.wanted:
+        return await handler(request)
     route = None if resource is None else resource.canonical
     if "path" in request.match_info:
         mounted_at = _mounted_at(request.app)
@@ -384,19 +429,32 @@ async def _cable(request: web.Request) -> web.StreamResponse:
         refused = problem(405, "GET only")
         refused.headers[hdrs.ALLOW] = hdrs.METH_GET
         return refused
-    offered = request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")
-    if SUBPROTOCOL not in (protocol.strip() for protocol in offered):
+    if not _offers_subprotocol(request.headers):
         return problem(400, f"expected the websocket subprotocol {SUBPROTOCOL}")
     accept = accept_key(request.headers)
     if accept is None:
         return problem(400, "expected a websocket upgrade")
     match path:
-        case NewTunnel():
-            return await endpoints.open(request, path, accept)
-        case ConnectTunnel():
-            return await endpoints.join(request, path, accept)
+        case NewTunnel() | ConnectTunnel():
+            return await endpoints.serve(request, path, accept)
         case ContactTunnel():
             return await endpoints.contact(request, path, accept)
+
+
+def _offers_subprotocol(headers: CIMultiDictProxy[str]) -> bool:
+    offered = headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")
+    return SUBPROTOCOL in (protocol.strip() for protocol in offered)
+
+
+def _answer(accept: str, place: Place) -> dict[str, str]:
+    """The headers of the answer 101 to an end. accept: its Sec-WebSocket-Accept."""
+    return {
+        hdrs.UPGRADE: "websocket",
+        hdrs.CONNECTION: "Upgrade",
+        hdrs.SEC_WEBSOCKET_ACCEPT: accept,
+        hdrs.SEC_WEBSOCKET_PROTOCOL: SUBPROTOCOL,
+        **place.headers,
+    }
 
 
 async def _phone(request: web.Request) -> web.StreamResponse:

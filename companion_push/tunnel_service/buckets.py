@@ -29,3 +29,8 @@ class Buckets:
         if len(self._left) > REMEMBERED:
             self._left.popitem(last=False)
         return allowed
+
+    def give_back(self, key: bytes | str) -> None:
+        """Give back one token that `take` has taken."""
+        left, before = self._left[key]
+        self._left[key] = min(self._size, left + 1), before

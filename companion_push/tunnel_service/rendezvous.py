@@ -144,6 +144,10 @@ class Rendezvous:
         allowed = self._arrivals.take(neighbourhood(address), now=now)
         return None if allowed else TunnelRefusal.TOO_OFTEN
 
+    def turn_back(self, address: str) -> None:
+        """Give back the token of an arrival that is going to be repeated."""
+        self._arrivals.give_back(neighbourhood(address))
+
     def open(
         self, tunnel_id: bytes, *, routing_id: bytes, address: str, now: float
     ) -> Tunnel | TunnelRefusal:

@@ -1,6 +1,6 @@
 """One end's websocket, the server's side (RFC 6455): what a tunnel needs of it, and no more.
 
-aiohttp reads the request and answers it; `take_over` takes the connection from it then, and nothing of aiohttp's stays. There is no task, no queue and no timer for
+The connection is the websocket's as soon as the upgrade is answered, and nothing of aiohttp's stays. There is no task, no queue and no timer for
 a message: what has been read is parsed at once, told to the tunnel, and written to the other end within the same call.
 """
 
@@ -13,10 +13,8 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Final, Protocol
 
-from aiohttp import WSCloseCode, hdrs, web
+from aiohttp import WSCloseCode, hdrs
 from multidict import CIMultiDictProxy
-
-from companion_push.serving.http_server import Upgrade
 
 CLOSE_TIMEOUT: Final = (
     1.0  # seconds an end has to answer our close frame, and as many to take the connection's end
@@ -94,15 +92,6 @@ def _holds(headers: CIMultiDictProxy[str], name: str, token: str) -> bool:
     return any(
         token == each.strip().lower() for value in headers.getall(name, []) for each in value.split(",")
     )
-
-
-async def take_over(request: web.Request, answer: Upgrade, websocket: "Websocket") -> None:
-    """Send `answer`, the 101 to an upgrade, and give the connection to `websocket`. `ConnectionError` when it is lost.
-
-    The handler returns `answer` then: nothing of aiohttp's stays with the connection.
-    """
-    connection = await answer.hand_over(request, websocket)
-    websocket.begin(connection.transport, connection.early, connection.gone)
 
 
 class _Malformed(Exception):  # noqa: N818  never leaves this module

@@ -14,6 +14,7 @@ from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service.app import drain, make_app
 from headless_passkey.hybrid.tunnel_url import ROUTING_ID_HEADER, SUBPROTOCOL, connect_url, new_url
 from tests.programs import Program, running
+from tests.tunnel_service.by_program import listen
 from tests.tunnel_service.test_nodes import UPGRADE
 
 LONG = 3600.0  # seconds, longer than any test
@@ -56,9 +57,9 @@ async def serving(registry: CollectorRegistry | None = None) -> AsyncIterator[tu
     runner = Runner(app)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port = await listen(runner)
         async with aiohttp.ClientSession() as http:
-            yield app, Caller(f"http://127.0.0.1:{runner.addresses[0][1]}", http)
+            yield app, Caller(f"http://127.0.0.1:{port}", http)
     finally:
         await runner.cleanup()
 

@@ -8,25 +8,30 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from aiohttp import web
+from aiohttp.http import HttpRequestParser
 
 from companion_push.serving.addresses import network
 from companion_push.serving.connections import ConnectionLimits, Slot
+from companion_push.serving.first_request import FirstRequest
 from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service.app import _TUNNELS, TunnelEndpoints, make_app
 from companion_push.tunnel_service.open_tunnel import OpenTunnel
 from companion_push.tunnel_service.rendezvous import Limits, Tunnel
 from companion_push.tunnel_service.websocket import Websocket
+from tests.tunnel_service.by_program import listen
 from tests.tunnel_service.test_memory import UPGRADE
 from tests.tunnel_service.test_websocket import Raw, frame
 
 PATIENCE = 60.0  # seconds; a safety net
-KINDS = (Websocket, OpenTunnel, Tunnel, Slot, web.RequestHandler, web.BaseRequest, asyncio.Task)
+KINDS = (
+    *(Websocket, OpenTunnel, Tunnel, Slot, FirstRequest, HttpRequestParser),
+    *(web.RequestHandler, web.BaseRequest, asyncio.Task),
+)
 
 
 class Service:
-    def __init__(self, runner: Runner, endpoints: TunnelEndpoints) -> None:
-        self.runner, self.endpoints = runner, endpoints
-        self.port = int(runner.addresses[0][1])
+    def __init__(self, runner: Runner, endpoints: TunnelEndpoints, port: int) -> None:
+        self.runner, self.endpoints, self.port = runner, endpoints, port
 
     async def answer(self, path: str, client: str) -> tuple[bytes, asyncio.StreamWriter]:
         """The status of a request that a proxy passes on for `client`; empty when it is cut off."""
@@ -52,9 +57,9 @@ async def serving(per_address: int = 512, proxy: str | None = None) -> AsyncIter
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port = await listen(runner)
         async with asyncio.timeout(PATIENCE):
-            yield Service(runner, app[_TUNNELS])
+            yield Service(runner, app[_TUNNELS], port)
     finally:
         await runner.cleanup()
 

@@ -15,6 +15,7 @@ from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.hybrid.tunnel_url import ROUTING_ID_HEADER, connect_url, new_url
+from tests.tunnel_service.by_program import listen
 
 PATIENCE = 120.0  # seconds: a safety net, so that a hang is a failure
 TIMES = 50
@@ -275,8 +276,8 @@ async def by_program(limits: Limits, proxies: list[Network]) -> AsyncIterator[st
     runner = Runner(make_app(limits), trusted_proxies=proxies)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port = await listen(runner)
         async with asyncio.timeout(PATIENCE):
-            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+            yield f"http://127.0.0.1:{port}"
     finally:
         await runner.cleanup()

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service import app as tunnel_app
 from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
 from companion_push.tunnel_service.websocket import READ_AHEAD, Websocket
+from tests.tunnel_service.by_program import listen
 from tests.tunnel_service.test_limits import PATIENCE
 
 UPGRADE = (
@@ -83,10 +83,10 @@ async def serving(monkeypatch: pytest.MonkeyPatch, **limits: int) -> AsyncIterat
     app = make_app(Limits(**limits))
     runner = Runner(app, shutdown_timeout=1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = await listen(runner)
     try:
         async with asyncio.timeout(PATIENCE):
-            yield Service(runner.addresses[0][1], connections, app[tunnel_app._TUNNELS])
+            yield Service(port, connections, app[tunnel_app._TUNNELS])
     finally:
         await runner.cleanup()
 

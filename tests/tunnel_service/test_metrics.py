@@ -5,7 +5,6 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
 from companion_push.serving.http_server import Runner
@@ -13,6 +12,7 @@ from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.hybrid.tunnel_url import SUBPROTOCOL
 from tests.programs import running
+from tests.tunnel_service.by_program import listen
 
 TUNNEL_ID = "0123456789ABCDEF0123456789ABCDEF"
 
@@ -22,8 +22,7 @@ async def test_tunnels_are_counted_and_none_is_named() -> None:
     registry = CollectorRegistry()
     runner = Runner(make_app(Limits(rate=3), registry=registry))
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}/cable"
+    url = f"http://127.0.0.1:{await listen(runner)}/cable"
     value = registry.get_sample_value
     try:
         async with aiohttp.ClientSession() as session:

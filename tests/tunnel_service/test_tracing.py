@@ -15,6 +15,7 @@ from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.hybrid.tunnel_url import SUBPROTOCOL
 from tests.test_architecture import loaded_by
+from tests.tunnel_service.by_program import listen
 
 TUNNEL_ID = "0123456789ABCDEF0123456789ABCDEF"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -44,8 +45,7 @@ async def test_each_request_has_a_span_that_names_no_tunnel(prefix: str) -> None
         app = host
     runner = Runner(app)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}{prefix}/cable"
+    url = f"http://127.0.0.1:{await listen(runner)}{prefix}/cable"
     try:
         async with aiohttp.ClientSession() as session:
             first = await session.ws_connect(f"{url}/new/{TUNNEL_ID}", protocols=(SUBPROTOCOL,))

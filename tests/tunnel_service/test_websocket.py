@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -14,6 +13,7 @@ from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
 from companion_push.tunnel_service.websocket import FRAMES_IN_A_ROW, _unmasked, accept_key
+from tests.tunnel_service.by_program import listen
 from tests.tunnel_service.test_memory import UPGRADE
 
 PATIENCE = 20.0  # seconds; a safety net
@@ -78,8 +78,7 @@ async def both(behind: bytes = b"", **limits: int) -> AsyncIterator[tuple[Raw, R
     """Both ends of a tunnel. behind: what the first one sends with its request."""
     runner = Runner(make_app(Limits(silence=3600, **limits)), shutdown_timeout=1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    port, number = runner.addresses[0][1], "00112233445566778899AABBCCDDEEFF"
+    port, number = await listen(runner), "00112233445566778899AABBCCDDEEFF"
     ends: list[Raw] = []
     try:
         async with asyncio.timeout(PATIENCE):

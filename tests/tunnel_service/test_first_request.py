@@ -1,0 +1,236 @@
+"""An upgrade that is a connection's first request: a tunnel service takes it before aiohttp's server sees it, and whatever it does not take is
+answered as ever.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from companion_push.serving.connections import ConnectionLimits
+from companion_push.serving.first_request import _upgrade
+from companion_push.serving.http_server import Runner
+from companion_push.tunnel_service.app import make_app
+from companion_push.tunnel_service.rendezvous import Limits
+from tests.loop_clock import LoopClock
+from tests.tunnel_service.by_program import listen
+from tests.tunnel_service.test_memory import UPGRADE
+from tests.tunnel_service.test_websocket import Raw, frame
+
+NUMBER = "00112233445566778899AABBCCDDEEFF"
+NEW = f"GET /cable/new/{NUMBER} HTTP/1.1\r\n{UPGRADE}"
+HEAD = 300.0  # seconds for one, by a clock that the test moves on
+
+
+def other(number: int) -> str:
+    return NEW.replace(NUMBER, f"{number:032X}")
+
+
+# one after the other, each on a connection of its own: its parts, between which the server reads
+REQUESTS = {
+    "an upgrade": [NEW],
+    "the same tunnel again": [NEW],
+    "in parts": [other(1)[:70], other(1)[70:]],
+    "with a message behind it": [other(2) + frame(2, b"early").decode("latin-1")],
+    "a tunnel that is not there": [NEW.replace("new/", "connect/000000/")],
+    "no tunnel ID": [NEW.replace(NUMBER, "00")],
+    "with a query": [other(3).replace(" HTTP", "?a=b HTTP")],
+    "in absolute form": [other(4).replace("/cable", "http://x/cable", 1)],
+    "another method": [other(5).replace("GET", "POST", 1)],
+    "an older version of HTTP": [other(6).replace("HTTP/1.1", "HTTP/1.0")],
+    "with an expectation": [other(7).replace("Host", "Expect: 100-continue\r\nHost", 1)],
+    "with an expectation that nobody meets": [other(8).replace("Host", "Expect: more\r\nHost", 1)],
+    "with a body": [other(9).replace("Host", "Content-Length: 5\r\nHost", 1) + "early"],
+    "with a body in chunks": [
+        other(10).replace("Host", "Transfer-Encoding: chunked\r\nHost", 1) + "0\r\n\r\n"
+    ],
+    "with two lengths": [other(11).replace("Host", "Content-Length: 0\r\nContent-Length: 1\r\nHost", 1)],
+    "another upgrade": [other(12).replace("websocket", "h2c")],
+    "another subprotocol": [other(13).replace("fido.cable", "chat")],
+    "another version of websockets": [other(14).replace("Version: 13", "Version: 8")],
+    "no key": [other(15).replace("AAAAAAAAAAAAAAAAAAAAAA==", "AAAA")],
+    "a name with a space": [other(16).replace("Host:", "Host :", 1)],
+    "a line that goes on": [other(17).replace("Host: x", "Host: x\r\n y", 1)],
+    "lines that end otherwise": [other(18).replace("\r\n", "\n")],
+    "a head that ends otherwise": [other(19).replace("\r\n", "\n") + "\r\n\r\n"],
+    "a line that is too long": [other(20).replace("Host", f"A: {'a' * 10_000}\r\nHost", 1)],
+    "too many lines": [other(21).replace("Host", "A: a\r\n" * 200 + "Host", 1)],
+    "no upgrade": ["GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"],
+    "one after no upgrade": ["GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + other(22)],
+    "no HTTP": ["\0\r\n\r\n"],
+    "an empty line first": ["\r\n" + other(23)],
+}
+
+
+class Service:
+    """A tunnel service that is served as the program serves it."""
+
+    def __init__(self, runner: Runner, port: int, why: list[str]) -> None:
+        self.runner, self.port, self.why = runner, port, why
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writers.append(writer)
+        return reader, writer
+
+    async def ask(self, *parts: str) -> str:
+        """The answer to a request, without what differs each time. The connection stays open."""
+        served = self.served
+        reader, writer = await self.connect()
+        for number, part in enumerate(parts):
+            if number:
+                await self.until_served(served + 1)
+            writer.write(part.encode("latin-1"))
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = re.search(r"Content-Length: (\d+)", head)
+            body = (await reader.readexactly(int(length[1]))).decode() if length else ""
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return ""
+        return re.sub(r"Date: .*\r\n", "", re.sub(r"(Routing-ID: )\w{6}", r"\1", head)) + body
+
+    @property
+    def served(self) -> int:
+        """The connections that aiohttp's server has."""
+        return len(self.runner.server.connections) if self.runner.server else 0
+
+    async def until_served(self, number: int) -> None:
+        while self.served != number:  # noqa: ASYNC110  it tells nobody
+            await asyncio.sleep(0)
+
+    async def until_connections(self, number: int) -> None:
+        while len(self.runner.connections) != number:  # noqa: ASYNC110  as above
+            await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def serving(*, first: bool = True, per_address: int = 512, **limits: float) -> AsyncIterator[Service]:
+    """first: take upgrades before aiohttp's server sees them, as the program does."""
+    why: list[str] = []
+    runner = Runner(
+        make_app(Limits(**limits)),  # type: ignore[arg-type]
+        shutdown_timeout=1,
+        limits=ConnectionLimits(per_address=per_address, head=HEAD),
+        closed=why.append,
+    )
+    await runner.setup()
+    try:
+        if first:
+            port = await listen(runner)
+        else:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            port = runner.addresses[0][1]
+        service = Service(runner, port, why)
+        try:
+            yield service
+        finally:
+            for writer in service.writers:
+                writer.transport.abort()
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.threat("T12")
+async def test_each_request_is_answered_as_aiohttps_server_answers_it() -> None:
+    async with serving() as taking, serving(first=False) as by_aiohttp:
+        statuses = set()
+        for kind, parts in REQUESTS.items():
+            answer = await taking.ask(*parts)
+            assert answer == await by_aiohttp.ask(*parts), kind
+            statuses.add(answer[9:12])
+        assert statuses == {"100", "101", "204", "400", "404", "405", "409", "417"}
+
+
+async def test_an_upgrade_that_is_taken_never_comes_to_aiohttps_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served: list[object] = []
+    made = web.RequestHandler.connection_made
+
+    def noted(self: web.RequestHandler, transport: asyncio.BaseTransport) -> None:
+        served.append(self)
+        made(self, transport)
+
+    monkeypatch.setattr(web.RequestHandler, "connection_made", noted)
+    async with serving() as service:
+        first = await Raw.call(service.port, f"/cable/new/{NUMBER}", frame(2, b"early"))
+        second = await Raw.call(service.port, f"/cable/connect/{first.routing_id}/{NUMBER}")
+        assert await second.frame() == (2, b"early")
+        assert served == []
+        assert "200" not in await service.ask(NEW)
+        assert len(served) == 1
+        for end in (first, second):
+            end.writer.transport.abort()
+
+
+@pytest.mark.threat("T17")
+async def test_an_upgrade_that_is_refused_counts_once_against_its_address() -> None:
+    async with serving(rate=3) as service:
+        answers = [await service.ask(request) for request in (NEW, NEW, other(1), other(2))]
+        assert [answer.split()[1] for answer in answers] == ["101", "409", "101", "429"]
+
+
+@pytest.mark.threat("T12")
+@given(
+    st.one_of(
+        st.binary(),
+        st.tuples(st.integers(0, len(NEW)), st.binary()).map(
+            lambda change: NEW.encode()[: change[0]] + change[1] + NEW.encode()[change[0] :]
+        ),
+    )
+)
+def test_any_head_is_an_upgrade_or_none(head: bytes) -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        message = _upgrade(head + b"\r\n\r\n", loop)
+    finally:
+        loop.close()
+    assert message is None or message.upgrade
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("said", ["", "GET /cable"], ids=["nothing", "half a head"])
+async def test_a_first_head_has_its_time_once(said: str) -> None:
+    clock = LoopClock(asyncio.get_running_loop())
+    async with serving() as service:
+        reader, writer = await service.connect()
+        await service.until_connections(1)
+        clock.passes(HEAD - 100)
+        if said:
+            writer.write(said.encode())
+            await service.until_served(1)
+        assert not service.why
+        clock.passes(150)
+        assert await reader.read() == b""
+        assert service.why == ["head"]
+
+
+@pytest.mark.threat("T17")
+async def test_a_connection_that_has_said_nothing_makes_room_for_another_one() -> None:
+    async with serving(per_address=1) as service:
+        reader, writer = await service.connect()
+        await service.until_connections(1)
+        end = await Raw.call(service.port, f"/cable/new/{NUMBER}")
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        assert service.why == ["evicted"]
+        for each in (writer, end.writer):
+            each.transport.abort()
+        await service.until_connections(0)
+
+
+async def test_a_service_that_ends_ends_the_connections_that_have_said_nothing() -> None:
+    async with serving() as service:
+        reader, _ = await service.connect()
+        await service.until_connections(1)
+        await service.runner.cleanup()
+        assert await reader.read() == b""
+        await service.until_connections(0)
