@@ -87,6 +87,7 @@ class Request:
     )
     submitted_at: int
     expires_at: int
+    digests: tuple[bytes, ...] = ()  # SHA-256 of each recipient's envelope, in their order, while it lives
     state: RequestState = RequestState.PENDING
     version: int = 1
     claimed_by: str | None = None
@@ -101,6 +102,10 @@ class Request:
     @property
     def key(self) -> Key:
         return self.device, self.id
+
+    def digest_for(self, recipient: str) -> bytes | None:
+        """SHA-256 of the envelope for a recipient; None once the request is over."""
+        return dict(zip(self.recipients, self.digests, strict=False)).get(recipient)
 
     @property
     def live(self) -> bool:
@@ -281,7 +286,8 @@ class Request:
         return replace(self, failures=failures, version=self.version + 1)
 
     def _become(self, state: RequestState, **changes: Any) -> "Request":
-        return replace(self, state=state, version=self.version + 1, **changes)
+        digests = self.digests if state in LIVE else ()
+        return replace(self, state=state, version=self.version + 1, digests=digests, **changes)
 
     def _has_failed(self, companion: str) -> bool:
         return any(failure.by == companion and failure.reason != VANISHED for failure in self.failures)

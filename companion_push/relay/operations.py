@@ -757,6 +757,8 @@ def _advance(invitation_id: bytes, change: Callable[[Call], bool]) -> Operation:
 def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, ceiling: int) -> Operation:
     envelopes = body.parse()
     fingerprint = body.fingerprint()
+    recipients = tuple(sorted(envelopes))
+    digests = tuple(hashlib.sha256(envelopes[name]).digest() for name in recipients)
 
     def operation(call: Call) -> Answer:
         device = call.member(Role.DEVICE)
@@ -798,7 +800,8 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, c
             account=device.account,
             device=device.name,
             id=request_id,
-            recipients=tuple(sorted(envelopes)),
+            recipients=recipients,
+            digests=digests,
             fingerprint=fingerprint,
             submitted_at=int(call.now),
             expires_at=int(call.now) + min(body.expires_in, ceiling, CEILING),
@@ -922,11 +925,7 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
     def operation(call: Call) -> Answer:
         companion = call.member(Role.COMPANION)
         head = None if word is None else accounts.ask_head(call.db, companion)
-        sealed = EnvelopeKey(device, request_id, companion.name)
-        state = call.states.of(
-            companion.account, reads=lambda _: [] if word is None else [sealed], writes=True
-        )
-        stored = state.request((device, request_id))
+        stored = call.states.of(companion.account, writes=True).request((device, request_id))
         if stored is None or companion.name not in stored.recipients:
             raise not_found()
         if word is not None and head is not None:
@@ -971,10 +970,12 @@ def _end_of_device(call: Call, account: str, device: str) -> Iterable[Change]:
 def _check_claim(call: Call, companion: Membership, request: Request, document: bytes, head: Ring) -> None:
     """Verify that the word claims this request, over the very bytes that were sealed to `companion`. head: the newest ring."""
     claim = accounts.take_word(call.db, companion, document, head=head).claim
-    sealed = call.states.sealed_to(companion.name, [request]).get(request.key)
-    if sealed is None:  # the request has ended, and the event says so
-        return
-    if claim != Claim.of(device=request.device, request_id=from_base64url(request.id), sealed=sealed):
+    expected = Claim(
+        device=request.device,
+        request_id=from_base64url(request.id),
+        sealed=request.digest_for(companion.name) or b"",
+    )
+    if request.live and claim != expected:  # of one that is over the event says so
         raise invalid("word: it does not claim this request as it was sealed to this companion")
 
 

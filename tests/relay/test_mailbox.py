@@ -104,6 +104,22 @@ def test_an_allowed_event_leads_where_the_table_says_and_counts_up(
     assert result.version == request.version + 1
 
 
+@pytest.mark.threat("T3")
+def test_a_request_knows_the_digest_of_each_envelope_while_it_lives() -> None:
+    live = replace(pending(), digests=(b"for anna", b"for bert"))
+    assert [live.digest_for(each) for each in (ANNA, BERT, "cleo")] == [b"for anna", b"for bert", None]
+    claimed = tell(live, ANNA, CompanionEvent.CLAIMED)
+    for ended in (
+        claimed.device_says(DeviceEvent.COMPLETED, None),
+        tell(claimed, ANNA, CompanionEvent.DECLINED),
+        live.superseded(),
+        live.withdrawn("muted"),
+        live.at(live.ends_at, FOR_EVER),
+    ):
+        assert (ended.digests, ended.digest_for(ANNA)) == ((), None)
+    assert claimed.digest_for(BERT) == b"for bert"
+
+
 AGAIN = [
     (C, (ANNA, CompanionEvent.CLAIMED)),
     (O, (ANNA, CompanionEvent.CLAIMED)),
