@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -29,7 +30,7 @@ import core
 from measure import HEADINGS, Row, table, timed
 
 from companion_push.relay import operations
-from companion_push.relay.app import RELAY
+from companion_push.relay.app import RELAY, RelayEndpoints
 from companion_push.relay.messages import CompanionReport, DeviceReport, Submission, parse_body
 from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.store_place import PostgresUri, StorePlace
@@ -37,7 +38,7 @@ from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.word import Word
 from tests.companion.program import running
 from tests.ports import reserved_port
-from tests.relay.household import Caller, Clock, fresh_id, running_relay
+from tests.relay.household import Caller, Clock, Household, fresh_id, running_relay
 from tests.relay.redis_servers import RedisServer, program
 from tests.relay.stores import PostgresServer, is_installed
 
@@ -63,22 +64,21 @@ class BareDatabase:
         self._connection = psycopg.connect(place.uri, autocommit=True)
         self._connection.execute("CREATE TABLE bare_states (account TEXT PRIMARY KEY, value BYTEA NOT NULL)")
         self._connection.execute("CREATE TABLE bare_envelopes (id INT PRIMARY KEY, sealed BYTEA NOT NULL)")
-        self._value = b""
 
-    def learn(self) -> None:
-        """Take the mean size of a state of the relay's."""
-        (found,) = self._connection.execute(_SIZE).fetchone() or (0,)
-        self._value = secrets.token_bytes(int(found))  # drawn once: to draw it is no part of the writing
+    def size_of(self, account: str) -> int:
+        """Bytes of an account's state in the relay's store."""
+        (found,) = self._connection.execute(_SIZE.replace("?", "%s"), (account,)).fetchone() or (0,)
+        return int(found)
 
-    async def submit(self, account: str, turn: int) -> None:
-        await asyncio.to_thread(self._write, account, turn)
+    async def submit(self, account: str, value: bytes, turn: int) -> None:
+        await asyncio.to_thread(self._write, account, value, turn)
 
-    async def claim(self, account: str) -> None:
-        await asyncio.to_thread(self._write, account, None)
+    async def claim(self, account: str, value: bytes) -> None:
+        await asyncio.to_thread(self._write, account, value, None)
 
-    def _write(self, account: str, turn: int | None) -> None:
+    def _write(self, account: str, value: bytes, turn: int | None) -> None:
         with self._connection.transaction():
-            self._connection.execute(_STATE.replace("?", "%s"), (account, self._value))
+            self._connection.execute(_STATE.replace("?", "%s"), (account, value))
             if turn is not None:
                 self._connection.execute("INSERT INTO bare_envelopes VALUES (%s, %s)", (turn, bytes(700)))
 
@@ -90,7 +90,7 @@ class BareFile:
     """The same writes in bare SQL, in a file of SQLite beside the relay's: each is on the disk when it is done."""
 
     def __init__(self, relay: Path) -> None:
-        self._relay, self._value = relay, b""
+        self._relay = relay
         path = relay.with_name("bare")
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         for statement in (
@@ -100,20 +100,21 @@ class BareFile:
         ):  # fmt: skip
             self._connection.execute(statement)
 
-    def learn(self) -> None:
+    def size_of(self, account: str) -> int:
         """As in PostgreSQL."""
         with contextlib.closing(sqlite3.connect(f"file:{self._relay}?mode=ro", uri=True)) as relay:
-            self._value = secrets.token_bytes(int(relay.execute(_SIZE).fetchone()[0]))
+            return int(relay.execute(_SIZE, (account,)).fetchone()[0])
 
-    async def submit(self, account: str, turn: int) -> None:
-        await asyncio.to_thread(self._write, account, turn)  # as nobody waits for a disk on an event loop
+    async def submit(self, account: str, value: bytes, turn: int) -> None:
+        # in a thread, as nobody waits for a disk on an event loop
+        await asyncio.to_thread(self._write, account, value, turn)
 
-    async def claim(self, account: str) -> None:
-        await asyncio.to_thread(self._write, account, None)
+    async def claim(self, account: str, value: bytes) -> None:
+        await asyncio.to_thread(self._write, account, value, None)
 
-    def _write(self, account: str, turn: int | None) -> None:
+    def _write(self, account: str, value: bytes, turn: int | None) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
-        self._connection.execute(_STATE, (account, self._value))
+        self._connection.execute(_STATE, (account, value))
         if turn is not None:
             self._connection.execute("INSERT INTO bare_envelopes VALUES (?, ?)", (turn, bytes(700)))
         self._connection.execute("COMMIT")
@@ -125,7 +126,7 @@ class BareFile:
 _STATE: Final = (
     "INSERT INTO bare_states VALUES (?, ?) ON CONFLICT (account) DO UPDATE SET value = excluded.value"
 )
-_SIZE: Final = "SELECT avg(length(value)) FROM account_states"
+_SIZE: Final = "SELECT length(value) FROM account_states WHERE account = ?"
 
 
 async def against_sql(place: StorePlace, folder: Path) -> list[Row]:
@@ -135,41 +136,37 @@ async def against_sql(place: StorePlace, folder: Path) -> list[Row]:
     submits: list[tuple[float, float]] = []
     claims: list[tuple[float, float]] = []
     async with running_relay(folder, place=place, clock=None) as running_one:
-        homes = [await running_one.household(f"home {number}", companions=1) for number in range(HOMES)]
+        scout, *homes = [
+            await running_one.household(f"home {number}", companions=1) for number in range(1 + HOMES)
+        ]
         relay = running_one.app[RELAY]
         with contextlib.closing(bare):
             for turn in range((EARLIER + ROUNDS) * HOMES):
-                if turn == EARLIER * HOMES:
-                    bare.learn()
+                if turn % HOMES == 0:  # all states are of the same size: one account goes ahead in each round
+                    ahead = await _request_of(scout)
+                    await relay.run(ahead.device, ahead.submit(relay))
+                    submitted = bare.size_of(scout.account)
+                    await relay.run(ahead.companion, ahead.claim)
+                    claimed = bare.size_of(scout.account)
+                    await relay.run(ahead.device, ahead.complete)
                 home = homes[turn % HOMES]
-                (anna,), (frame,) = home.companions, home.devices
-                name = fresh_id()
-                body = parse_body(
-                    b'{"expires_in":300,"envelopes":[{"to":"%s","sealed":"%s"}]}'
-                    % (anna.name.encode(), ENVELOPE.encode()),
-                    Submission,
-                )
-                word = await anna.claim(frame, name, sealed=bytes(700))
-                report = parse_body(b'{"event":"claimed","word":"%s"}' % word.encode(), CompanionReport)
-                done = parse_body(b'{"event":"completed"}', DeviceReport)
-                signer = home.ring.member(anna.name)
-                assert signer is not None
-                verify = partial(Word.parse, from_base64url(word), by=signer)
+                request = await _request_of(home)
+                values = secrets.token_bytes(submitted), secrets.token_bytes(claimed)
                 submit = await _in_turns(
-                    partial(relay.run, frame.name, relay.submission(name, body)),
-                    partial(bare.submit, home.account, turn),
+                    partial(relay.run, request.device, request.submit(relay)),
+                    partial(bare.submit, home.account, values[0], turn),
                     turn,
                 )
                 claim = await _in_turns(
-                    partial(relay.run, anna.name, operations.companion_event(frame.name, name, report)),
-                    partial(bare.claim, home.account),
+                    partial(relay.run, request.companion, request.claim),
+                    partial(bare.claim, home.account, values[1]),
                     turn,
                 )
-                await relay.run(frame.name, operations.device_event(name, done))
+                await relay.run(request.device, request.complete)
                 if turn >= EARLIER * HOMES:
                     submits.append(submit)
                     claims.append(claim)
-            verified = [timed(verify, 20) for _ in range(ROUNDS * HOMES)]
+            verified = [timed(request.verify, 20) for _ in range(ROUNDS * HOMES)]
     engine, aim = ("SQLite", AIM_FILE) if is_file else ("PostgreSQL", AIM)
     against = "the same writes in SQL"
     return [
@@ -177,6 +174,42 @@ async def against_sql(place: StorePlace, folder: Path) -> list[Row]:
         Row.of_pairs(f"{engine}: a claim, one at a time", against, claims, aim=aim),
         Row(what=f"{engine}: of a claim, to verify and parse its word", seconds=median(verified)),
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """A request that is about to be made, and what its device and its companion do with it."""
+
+    device: str  # their names
+    companion: str
+    submit: Callable[[RelayEndpoints], operations.Operation]
+    claim: operations.Operation
+    complete: operations.Operation
+    verify: Callable[[], object]
+
+
+async def _request_of(home: Household) -> _Request:
+    """Prepare a request of a home's device to its companion."""
+    (anna,), (frame,) = home.companions, home.devices
+    name = fresh_id()
+    body = parse_body(
+        b'{"expires_in":300,"envelopes":[{"to":"%s","sealed":"%s"}]}'
+        % (anna.name.encode(), ENVELOPE.encode()),
+        Submission,
+    )
+    word = await anna.claim(frame, name, sealed=bytes(700))
+    report = parse_body(b'{"event":"claimed","word":"%s"}' % word.encode(), CompanionReport)
+    done = parse_body(b'{"event":"completed"}', DeviceReport)
+    signer = home.ring.member(anna.name)
+    assert signer is not None
+    return _Request(
+        device=frame.name,
+        companion=anna.name,
+        submit=lambda relay: relay.submission(name, body),
+        claim=operations.companion_event(frame.name, name, report),
+        complete=operations.device_event(name, done),
+        verify=partial(Word.parse, from_base64url(word), by=signer),
+    )
 
 
 async def _in_turns(
@@ -291,7 +324,7 @@ def _page(rows: Sequence[Row], size: float) -> list[str]:
         "",
         table(HEADINGS, [row.cells for row in rows]),
         "",
-        f"{os.cpu_count()} processors, on which the server, all relays and those who call them run: more relays than processors cannot be faster here. Bare SQL writes what any relay has to keep on the disk, in as many bytes: the account's state over the one of before,",
+        f"{os.cpu_count()} processors, on which the server, all relays and those who call them run: more relays than processors cannot be faster here. Bare SQL writes what any relay has to keep on the disk, in as many bytes: the account's state over the one of before, as long as the relay's is at that step,",
         "and of a submit the envelope. It verifies nothing, reads nothing, and wakes nobody. In a file it is one transaction with SQLite's own sync (`synchronous=FULL`), in a thread, as nobody waits for a disk on an event loop. The relay reads and checks who calls, the ring, the mutes, the state and a claim's signature, in serializable transactions, and notifies the others: three round trips, where bare SQL has four of a submit and three of a claim.",
         f"{HOMES} accounts call in turn, each with {EARLIER} requests or more that are over. They have called before: their keys, their rings and their states are parsed already.",
         f"An account with one companion and one device takes {size / 1024:.1f} KiB of the database at rest, indexes included (the mean of {ACCOUNTS}).",
