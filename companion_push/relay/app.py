@@ -771,7 +771,6 @@ class RelayEndpoints:
         """Read the clock of a database that is shared, once for all who ask meanwhile: it may have been set since the last transaction."""
         if self._looking_at_clock is None or self._looking_at_clock.done():
             self._looking_at_clock = self._begin("", operations.read_store, called=False)
-            self._looking_at_clock.add_done_callback(_unheard)
         await asyncio.shield(self._looking_at_clock)
 
     async def _admit(self, key: str, *budgets: Budget) -> None:
