@@ -1,13 +1,17 @@
 """The relay's handlers, cancelled at every point where they wait, once and twice, as when a client hangs up: nothing stays open or held."""
 
+import asyncio
 import contextlib
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from companion_push.relay.app import RELAY, make_app
+from companion_push.relay.app import RELAY, RelayEndpoints, make_app
+from companion_push.relay.postgres import PostgresStore
+from postgres_store.database import CONNECTIONS
 from tests.open_things import Handlers, Interruption, cancel_everywhere
 from tests.relay import household
 from tests.relay.graphql_calls import INBOX, send
@@ -71,6 +75,14 @@ async def subscribe(home: Household) -> Reply:
     return Reply(status, None, {})
 
 
+async def open_connections(endpoints: RelayEndpoints) -> None:
+    """Open all connections that the relay keeps to its database, where it has one: else some call would be the first to need one."""
+    store = endpoints._open_store
+    if isinstance(store, PostgresStore):
+        together = threading.Barrier(CONNECTIONS)
+        await asyncio.gather(*(store.run(lambda _: together.wait()) for _ in range(CONNECTIONS)))
+
+
 @pytest.mark.parametrize("again", [None, 1, 2], ids=["once", "and at once", "and two later"])
 @pytest.mark.parametrize(
     ("call", "path"),
@@ -104,6 +116,7 @@ async def test_a_handler(
             return interruption
 
         await one(Interruption(at=0))
+        await open_connections(endpoints)
         cancelled = await cancel_everywhere(one, again=(again,))
         assert cancelled >= 1 or call in (look, query)  # what waits for nothing cannot be cancelled
         assert len(endpoints.held_requests) == 0

@@ -21,6 +21,7 @@ from companion_push.relay.strangers import Budget
 from companion_push.serving.connections import ConnectionLimits
 from tests.relay.graphql_calls import INBOX, submit
 from tests.relay.household import PROBLEM, SEALED, Caller, Household, Relay, running_relay
+from tests.relay.stores import of_one_process
 from tests.trust.people import companion
 
 PROTOCOL = "graphql-transport-ws"
@@ -426,6 +427,7 @@ async def test_who_hangs_up_before_a_pong_is_no_failure_of_the_relay(
     assert [one.getMessage() for one in caplog.records if one.levelno > logging.INFO] == []
 
 
+@of_one_process
 async def test_an_id_that_is_used_again_keeps_its_claim(tmp_path: Path) -> None:
     async with running_relay(tmp_path / "r", graphql=True) as relay:
         home = await relay.household()
@@ -541,6 +543,7 @@ async def test_a_connection_is_asked_for_signs_of_life_and_ends_when_nobody_uses
         assert await socket.closed() == (1000, "idle")
 
 
+@of_one_process  # several note it with the next reading (test_following)
 async def test_a_sign_of_life_of_the_program_keeps_its_claim(tmp_path: Path) -> None:
     async with running_relay(tmp_path / "r", graphql=True) as relay:
         home = await relay.household()

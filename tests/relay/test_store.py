@@ -31,7 +31,9 @@ from companion_push.relay.problems import Problem, Slug
 from headless_passkey.errors import SetupReason
 from headless_passkey.request import RequestState
 from tests.relay.states import NOW, REQUEST, OpeningThatWaits, in_rows, stored_requests
+from tests.relay.stores import of_files
 
+pytestmark = of_files
 SEALED = b"sealed for anna alone"
 LEASES = LeasesInMemory(1_000_000, began=NOW)  # nobody vanishes
 
