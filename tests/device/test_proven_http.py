@@ -178,14 +178,25 @@ async def test_each_server_is_given_its_own_nonce() -> None:
     assert [proof.get("nonce") for proof in two.proofs] == [None, "n2"]
 
 
-async def test_a_server_that_is_never_content_with_its_nonces_is_asked_three_times() -> None:
+async def test_a_server_whose_nonces_are_not_taken_yet_is_asked_again_after_a_pause() -> None:
+    pauses = Pauses()
+    async with (
+        serving(*(demand(f"n{number}") for number in range(3)), ok(done=1)) as server,
+        talking_to(server.url, pauses=pauses) as http,
+    ):
+        assert (await http.get("/x")).integer("done") == 1
+    assert [proof.get("nonce") for proof in server.proofs] == [None, "n0", "n1", "n2"]
+    assert len(pauses.slept) == 1
+
+
+async def test_a_server_that_is_never_content_with_its_nonces_has_failed() -> None:
     async with (
         serving(*(demand(f"n{number}") for number in range(9))) as server,
         talking_to(server.url) as http,
     ):
-        with pytest.raises(ProblemAnswer) as refusal:
-            await http.get("/x")
-    assert refusal.value.slug == "use-dpop-nonce"
+        with pytest.raises(TransportError, match="takes none of the nonces") as failure:
+            await http.get("/x", patience=0)
+    assert failure.value.reason is TransportReason.SERVER_FAILED
     assert [proof.get("nonce") for proof in server.proofs] == [None, "n0", "n1"]
 
 
