@@ -97,6 +97,7 @@ class RelayDelivery:
         self._sent: dict[str, Announcement] = {}  # of the current or last request, by recipient
         self._claims: dict[str, Claim] = {}  # what each recipient has to claim
         self._verified: ShownClaim | None = None  # the last one that was verified
+        self._shown: ShownClaim | None = None  # by the last status
         self._over = True  # whether the request has ended; also before the first
         self._cut_off = False  # the submission was cancelled: it may arrive at the relay still
 
@@ -171,7 +172,7 @@ class RelayDelivery:
         request_id = new_request_id()
         seconds = min(MAX_LIFETIME, math.ceil(lifetime))
         envelopes: dict[str, bytes] = {}
-        self._sent, self._claims, self._verified = {}, {}, None
+        self._sent, self._claims, self._verified, self._shown = {}, {}, None, None
         for name, url in urls.items():
             companion = self._companions[name]
             announcement = Announcement.address(
@@ -221,7 +222,7 @@ class RelayDelivery:
         try:
             async with aclosing(self._relay.watch(self._request_id, on_lost=self._submit_again)) as states:
                 async for status in states:
-                    self._over = status.state.terminal
+                    self._over, self._shown = status.state.terminal, status.claim
                     claimed_by = await self._claimer(status)
                     claimed = claimed_by is not None
                     yield Progress(
@@ -311,7 +312,7 @@ class RelayDelivery:
 
     async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> str | None:
         if self._over or self._request_id is None:
-            return None
+            return self._held_by(self._shown)
         self._over = True  # also when the report fails, since the request expires
         word = None if reason is None else re.sub(r"[^a-z0-9]+", "-", reason.lower()).strip("-")[:64]
         now = asyncio.get_running_loop().time
@@ -324,11 +325,13 @@ class RelayDelivery:
                 if problem.slug != "not-found" or not self._cut_off or now() > until:
                     raise
             else:
-                return None if status.claim is None else self._held_by(status.claim)
+                return self._held_by(status.claim)
             await asyncio.sleep(_LATE_PAUSE)
 
-    def _held_by(self, shown: ShownClaim) -> str | None:
-        """Whose claim the relay shows; None for a claim that is none."""
+    def _held_by(self, shown: ShownClaim | None) -> str | None:
+        """Whose claim the relay shows; None for no claim, and for one that is none."""
+        if shown is None:
+            return None
         try:
             self._check_word(shown)
         except TrustError:

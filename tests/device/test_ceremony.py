@@ -1032,7 +1032,11 @@ async def test_a_phone_whose_companion_never_claims_gets_no_command(
 @pytest.mark.parametrize("end", ["deadline", "relay"])
 @pytest.mark.parametrize(
     ("learns", "accused"),
-    [("that it claimed", False), ("that another claimed", True), ("nothing", False)],
+    [
+        ("that it claimed", False),
+        ("that another claimed", True),
+        ("nothing", False),
+    ],
 )
 async def test_of_whom_no_claim_was_heard_it_is_not_said_that_they_did_not_claim(
     bench: Bench, end: str, learns: str, *, accused: bool

@@ -477,6 +477,28 @@ async def test_a_claim_of_which_the_device_heard_nothing_is_learnt_when_it_tells
         assert await delivery.finish(DeviceEvent.CANCELLED, "deadline") == phone.name
 
 
+@pytest.mark.threat("T3")
+@pytest.mark.parametrize("end", [("failed", "unreachable"), ("declined", None)], ids=["failed", "declined"])
+async def test_a_claim_that_is_heard_of_with_the_end_is_told_too(
+    tmp_path: Path, end: tuple[str, str | None]
+) -> None:
+    """The relay has ended the request, and shows who had it."""
+    async with delivering(tmp_path) as (delivery, home):
+        phone, frame = home.companions[0], home.devices[0]
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=60)
+        (item,) = await phone.inbox()
+        await phone.claims(frame, item)
+        assert (await phone.act(frame, item["id"], *end)).status == 200
+        with pytest.raises((NotApproved, TransportError)):
+            await _followed(delivery)
+        assert await delivery.finish(DeviceEvent.FAILED, end[0]) == phone.name
+
+
+async def _followed(delivery: RelayDelivery) -> None:
+    async for progress in delivery.progress():
+        assert progress.claimed_by is None
+
+
 async def test_a_request_that_nobody_claimed_has_no_claim_at_its_end(tmp_path: Path) -> None:
     async with delivering(tmp_path) as (delivery, _):
         await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=60)
