@@ -99,7 +99,8 @@ class FirstRequest(asyncio.Protocol):
         """Close the connection, and cut it off when its peer does not take the farewell."""
         wire = self._wire
         if wire is not None:
-            wire.close()
+            if not wire.is_closing():  # closed twice, asyncio's TLS transport takes no `abort`
+                wire.close()
             self._within(CLOSE_SECONDS, wire.abort)
 
     def _too_late(self) -> None:

@@ -403,7 +403,8 @@ class Websocket(asyncio.Protocol):
     def _hang_up(self) -> None:
         """End the connection, after what waits in it has been sent."""
         if self._transport is not None:
-            self._transport.close()
+            if not self._transport.is_closing():  # closed twice, asyncio's over TLS takes no `abort`
+                self._transport.close()
             self._within(CLOSE_TIMEOUT, self._transport.abort)
 
     def _within(self, seconds: float | None, then: Any = None) -> None:

@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import gc
+import socket
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from aiohttp import web
 from aiohttp.http import HttpRequestParser
+from certificates import Certificate
 
 from companion_push.serving.addresses import network
 from companion_push.serving.connections import ConnectionLimits, Slot
@@ -171,3 +174,32 @@ async def test_of_ends_that_have_come_and_gone_nothing_is_left() -> None:
         while alive() != before:  # noqa: ASYNC110  aiohttp's tasks of the refused ones
             await asyncio.sleep(0)
         assert not service.endpoints.rendezvous._tunnels
+
+
+@pytest.mark.threat("T17")
+async def test_an_end_that_closes_twice_and_hangs_up_without_a_word_of_tls_is_gone(
+    loopback_certificate: Certificate,
+) -> None:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(loopback_certificate.cert, loopback_certificate.key)
+    app = make_app(Limits(silence=3600))
+    runner = Runner(app, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        listener = socket.create_server(("127.0.0.1", 0))
+        await runner.site(listener, tls).start()
+        _, writer = await asyncio.open_connection(
+            *listener.getsockname(), ssl=loopback_certificate.client_context(), server_hostname="localhost"
+        )
+        request = f"GET /cable/new/{1:032X} HTTP/1.1\r\n{UPGRADE}".encode()
+        writer.write(request + frame(10, b"") * 4 + frame(8, b"\x03\xe8") * 4)
+        # the server reads no more when this comes: frames wait
+        writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(PATIENCE):
+            while not app[_TUNNELS].rendezvous._arrivals:  # noqa: ASYNC110  it tells nobody
+                await asyncio.sleep(0)
+            while app[_TUNNELS]._open or len(runner.connections):  # noqa: ASYNC110  as above
+                await asyncio.sleep(0)
+        writer.transport.abort()
+    finally:
+        await runner.cleanup()
