@@ -177,9 +177,15 @@ class Served:
     """A server of one application, and its connections."""
 
     def __init__(
-        self, port: int, why: list[str], arrived: "asyncio.Queue[str]", go_on: asyncio.Event
+        self,
+        port: int,
+        why: list[str],
+        arrived: "asyncio.Queue[str]",
+        go_on: asyncio.Event,
+        connections: push_connections.Connections,
     ) -> None:
         self.port, self.why, self.arrived, self.go_on = port, why, arrived, go_on
+        self.connections = connections
 
     async def connect(
         self, said: bytes = b"", source: str = "127.0.0.1", **more: object
@@ -216,6 +222,10 @@ async def served(
         await go_on.wait()
         return web.Response(text="held")
 
+    async def broken(request: web.Request) -> web.StreamResponse:
+        await held(request)
+        raise RuntimeError
+
     async def socket_(request: web.Request) -> web.StreamResponse:
         websocket = web.WebSocketResponse()
         await websocket.prepare(request)
@@ -227,6 +237,7 @@ async def served(
     app = web.Application()
     app.router.add_get("/", answer)
     app.router.add_get("/held", held)
+    app.router.add_get("/broken", broken)
     app.router.add_get("/socket", socket_)
     runner = server.Runner(
         app,
@@ -238,7 +249,7 @@ async def served(
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     await runner.site(listener, tls).start()
     try:
-        yield Served(listener.getsockname()[1], why, arrived, go_on)
+        yield Served(listener.getsockname()[1], why, arrived, go_on, runner.connections)
     finally:
         go_on.set()
         await runner.cleanup()
@@ -329,6 +340,29 @@ async def test_a_peer_that_shakes_no_hands_is_closed_and_counts(
         assert here.why == ["evicted"] * 3
         for _, writer in silent:
             writer.transport.abort()
+
+
+@SERVERS
+@pytest.mark.threat("T17")
+async def test_over_tls_a_peer_that_hangs_up_while_its_requests_wait_is_closed(
+    server: ModuleType, loopback_certificate: Certificate
+) -> None:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(loopback_certificate.cert, loopback_certificate.key)
+    client = loopback_certificate.client_context()
+    async with served(server, tls, idle=0.05) as here:
+        said = b"GET /broken HTTP/1.1\r\nHost: x\r\n\r\n" * 100  # more than aiohttp reads ahead
+        _, writer = await here.connect(said, ssl=client, server_hostname="localhost")
+        async with asyncio.timeout(PATIENCE):
+            await here.arrived.get()
+            writer.get_extra_info("socket").shutdown(socket.SHUT_WR)  # no farewell of TLS
+            (wire,) = (slot.end.__self__ for slots in here.connections._slots.values() for slot in slots)  # type: ignore[attr-defined]
+            while wire._ssl_protocol._state.name != "FLUSHING":  # noqa: ASYNC110  asyncio tells nobody
+                await asyncio.sleep(0)
+            here.go_on.set()
+            while len(here.connections):  # noqa: ASYNC110  as above
+                await asyncio.sleep(0.01)
+        writer.transport.abort()
 
 
 @SERVERS

@@ -266,6 +266,12 @@ class _Connection(web.RequestHandler):
         if wire is not None:
             self._deadline = asyncio.get_running_loop().call_later(CLOSE_SECONDS, wire.abort)
 
+    def force_close(self) -> None:
+        """Close the connection, unless that has begun: asyncio's TLS transport, closed twice, does nothing for `abort` any more."""
+        if self.transport is not None and self.transport.is_closing():
+            self.transport = None
+        super().force_close()
+
     def handle_error(
         self,
         request: web.BaseRequest,
