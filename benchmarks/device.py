@@ -75,8 +75,9 @@ class Used(NamedTuple):
 
 
 def compiled() -> dict[str, str]:
-    """The environment of a program whose modules are compiled once, as those of an installed one are."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    """The environment of a program whose modules are compiled once and found without `PYTHONPATH`, as those of an installed one are."""
+    ours = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH")
+    return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 def process(*words: str) -> Used:
