@@ -14,8 +14,12 @@ from enum import IntEnum
 from typing import Any, Final, Protocol
 
 from aiohttp import WSCloseCode, hdrs
-from aiohttp._websocket.helpers import websocket_mask  # Python's own ways cost six times as much, or more
 from multidict import CIMultiDictProxy
+
+try:  # it is aiohttp's own business, and in C; Python's ways cost six times as much, or more
+    from aiohttp._websocket.helpers import websocket_mask
+except ImportError:  # a release that has it elsewhere
+    websocket_mask = None  # type: ignore[assignment]
 
 CLOSE_TIMEOUT: Final = (
     1.0  # seconds an end has to answer our close frame, and as many to take the connection's end
@@ -432,6 +436,10 @@ def _close_code(payload: bytes) -> int | None:
 
 def _unmasked(payload: bytes, key: bytes) -> bytes:
     """`payload` without its mask, §5.3."""
+    if websocket_mask is None:  # all of it as one number
+        size = len(payload)
+        mask = (key * (size // 4 + 1))[:size]
+        return (int.from_bytes(payload, "little") ^ int.from_bytes(mask, "little")).to_bytes(size, "little")
     unmasked = bytearray(payload)
     websocket_mask(key, unmasked)
     return bytes(unmasked)

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import runpy
+import sys
 from collections.abc import AsyncIterator
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from companion_push.serving.http_server import Runner
+from companion_push.tunnel_service import websocket
 from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
 from companion_push.tunnel_service.websocket import FRAMES_IN_A_ROW, _unmasked, accept_key
@@ -202,6 +206,15 @@ async def test_a_close_frame_is_answered_and_ends_both(code: bytes) -> None:
 @given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
 def test_a_mask_is_taken_off(data: bytes, key: bytes) -> None:
     assert _unmasked(bytes(byte ^ key[place % 4] for place, byte in enumerate(data)), key) == data
+
+
+def test_a_mask_is_taken_off_where_aiohttp_has_no_help_for_it() -> None:
+    with patch.dict(sys.modules, {"aiohttp._websocket.helpers": None}):
+        elsewhere = runpy.run_path(websocket.__file__)
+    assert elsewhere["websocket_mask"] is None
+    for size in (0, 1, 3, 4, 5, 125, 70_000):
+        data = bytes(place % 251 for place in range(size))
+        assert elsewhere["_unmasked"](masked(data), MASK) == data
 
 
 SOUND = {
