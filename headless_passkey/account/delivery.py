@@ -321,6 +321,8 @@ class RelayDelivery:
             try:
                 status = await self._relay.report(self._request_id, outcome, word or None)
             except ProblemAnswer as problem:
+                if problem.slug == "state-conflict":  # others have ended it, of which the device was not told
+                    return self._held_by((await self._relay.status(self._request_id)).claim)
                 # a submission that was cut off may be on its way still, and would ask people for nobody
                 if problem.slug != "not-found" or not self._cut_off or now() > until:
                     raise

@@ -494,6 +494,22 @@ async def test_a_claim_that_is_heard_of_with_the_end_is_told_too(
         assert await delivery.finish(DeviceEvent.FAILED, end[0]) == phone.name
 
 
+@pytest.mark.threat("T3")
+@pytest.mark.parametrize("claims", [True, False])
+async def test_of_an_end_of_which_the_device_was_not_told_it_learns_whose_claim_it_was(
+    tmp_path: Path, *, claims: bool
+) -> None:
+    """As with a relay that hides a claim and the end that the companion reports: the report of the device comes too late."""
+    async with delivering(tmp_path) as (delivery, home):
+        phone, frame = home.companions[0], home.devices[0]
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=60)
+        (item,) = await phone.inbox()
+        if claims:
+            await phone.claims(frame, item)
+        assert (await phone.act(frame, item["id"], "declined")).status == 200
+        assert await delivery.finish(DeviceEvent.CANCELLED, "deadline") == (phone.name if claims else None)
+
+
 async def _followed(delivery: RelayDelivery) -> None:
     async for progress in delivery.progress():
         assert progress.claimed_by is None
