@@ -90,8 +90,12 @@ async def test_it_comes_again_with_the_nonce_and_is_sent_each_request(
             await node.subscribe(FOLLOW)
             assert await node.event("closed") == [4403, "use-dpop-nonce"]
             assert (await node.inbox())["requests"] == []
-            first, then = node.nonces
-            assert (first, then is None) == (None, False)
+            first, *then = (
+                node.nonces
+            )  # more than two where the client was so slow that it was taken for idle
+            assert first is None
+            assert then
+            assert None not in then
             name = await submit(frame, phone)
             (item,) = (await node.inbox())["requests"]
             assert (item["id"], item["state"]) == (name, "DELIVERED")
