@@ -13,12 +13,13 @@ import pytest
 import pytest_asyncio
 from aiohttp import WSMsgType, web
 
-from companion_push.relay import app, operations
+from companion_push.relay import app, following, operations
 from companion_push.relay.app import RELAY, close_account
 from companion_push.relay.graphql import subscriptions
 from companion_push.relay.graphql.subscriptions import Subscriptions
 from companion_push.relay.strangers import Budget
 from companion_push.serving.connections import ConnectionLimits
+from tests.loop_clock import LoopClock
 from tests.relay.graphql_calls import INBOX, submit
 from tests.relay.household import PROBLEM, SEALED, Caller, Household, Relay, running_relay
 from tests.relay.stores import of_one_process
@@ -530,16 +531,18 @@ async def test_a_connection_that_says_nothing_is_closed(
         assert (await socket.closed())[0] == 4408
 
 
-async def test_a_connection_is_asked_for_signs_of_life_and_ends_when_nobody_uses_it(
-    home: Household, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(subscriptions, "INTERVAL", 0.05)
+async def test_a_connection_is_asked_for_signs_of_life_and_ends_when_nobody_uses_it(home: Household) -> None:
+    clock = LoopClock(asyncio.get_running_loop())
     async with begun(home.companions[0]) as socket:
         await socket.follow()
-        received: list[str] = []
-        while "ping" not in received:
-            received.append(json.loads((await socket.socket.receive()).data)["type"])
-        await socket.send({"type": "pong"}, {"type": "complete", "id": "1"})
+        await socket.inbox()
+        clock.passes(following.INTERVAL)
+        while json.loads((await socket.socket.receive()).data)["type"] != "ping":
+            pass
+        await socket.send({"type": "pong"}, {"type": "complete", "id": "1"}, {"type": "ping"})
+        while (await socket.next())["type"] != "pong":
+            pass
+        clock.passes(following.INTERVAL)
         assert await socket.closed() == (1000, "idle")
 
 
