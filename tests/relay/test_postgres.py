@@ -336,6 +336,9 @@ async def test_a_request_survives_a_relay_and_its_server(tmp_path: Path) -> None
             await frame.submit(anna, name=name)
             server.stop("immediate")
             server.start()
+            async with asyncio.timeout(30):  # the relay's sweep may have met the server that was away
+                while (await anna.get("/v1/inbox")).status == 503:  # noqa: ASYNC110  as a client does
+                    await asyncio.sleep(0.05)
             assert [item["id"] for item in await anna.inbox()] == [name]
             assert (await anna.claims(frame, (await anna.inbox())[0])).status == 200
         async with running_relay(tmp_path, place=place) as relay:
