@@ -734,11 +734,10 @@ class RelayEndpoints:
         """
         if self.held_requests.closing:
             raise Problem(Slug.DRAINING, retry_after=1)
-        now = self.clock()
         shown = claimed_in(proofs, self._known_keys)
         if shown is not None:
             request[_SHOWN] = shown.name
-            if (checked := self._used_proofs.check_nonce(shown.nonce, now)) is not None:
+            if (checked := self._used_proofs.check_nonce(shown.nonce, self.clock())) is not None:
                 await checked
             await self._admit(request[_SHOWN], self._calls, *budgets)
         # before a signature is verified
@@ -762,7 +761,7 @@ class RelayEndpoints:
             await self._look_at_clock()
             proof = verified()
         request[_HELD] = proof.name
-        if (taken := self._used_proofs.take(proof, now)) is not None:
+        if (taken := self._used_proofs.take(proof, self.clock())) is not None:
             await taken
         self._calls.count(proof.name, 1, _ticks())
         return proof.name
