@@ -323,8 +323,7 @@ async def test_a_connection_that_asks_no_more_is_closed_and_so_is_one_that_asks_
 async def test_a_peer_that_shakes_no_hands_is_closed_and_counts(
     server: ModuleType, loopback_certificate: Certificate
 ) -> None:
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(loopback_certificate.cert, loopback_certificate.key)
+    tls = loopback_certificate.server_context()
     client = loopback_certificate.client_context()
     async with served(server, tls, head=0.05) as here:
         reader, writer = await here.connect()
@@ -347,8 +346,7 @@ async def test_a_peer_that_shakes_no_hands_is_closed_and_counts(
 async def test_over_tls_a_peer_that_hangs_up_while_its_requests_wait_is_closed(
     server: ModuleType, loopback_certificate: Certificate
 ) -> None:
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(loopback_certificate.cert, loopback_certificate.key)
+    tls = loopback_certificate.server_context()
     client = loopback_certificate.client_context()
     async with served(server, tls, idle=0.05) as here:
         said = b"GET /broken HTTP/1.1\r\nHost: x\r\n\r\n" * 100  # more than aiohttp reads ahead
@@ -436,8 +434,7 @@ async def test_behind_a_proxy_a_client_with_too_many_requests_is_refused_and_oth
 async def test_a_server_ends_while_a_handshake_waits(
     server: ModuleType, loopback_certificate: Certificate
 ) -> None:
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(loopback_certificate.cert, loopback_certificate.key)
+    tls = loopback_certificate.server_context()
     async with asyncio.timeout(PATIENCE):
         async with served(server, tls, head=PATIENCE * 2) as here:
             reader, writer = await here.connect()

@@ -467,47 +467,39 @@ async def test_a_claim_that_the_relay_invents_is_refused(
 
 @pytest.mark.threat("T3")
 async def test_a_claim_of_which_the_device_heard_nothing_is_learnt_when_it_tells_the_end(
-    tmp_path: Path,
+    asked: Asked,
 ) -> None:
-    async with delivering(tmp_path) as (delivery, home):
-        phone, frame = home.companions[0], home.devices[0]
-        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=60)
-        (item,) = await phone.inbox()
-        await phone.claims(frame, item)
-        assert await delivery.finish(DeviceEvent.CANCELLED, "deadline") == phone.name
+    phone, frame = asked.home.companions[0], asked.home.devices[0]
+    await phone.claims(frame, asked.item)
+    assert await asked.delivery.finish(DeviceEvent.CANCELLED, "deadline") == phone.name
 
 
 @pytest.mark.threat("T3")
 @pytest.mark.parametrize("end", [("failed", "unreachable"), ("declined", None)], ids=["failed", "declined"])
 async def test_a_claim_that_is_heard_of_with_the_end_is_told_too(
-    tmp_path: Path, end: tuple[str, str | None]
+    asked: Asked, end: tuple[str, str | None]
 ) -> None:
     """The relay has ended the request, and shows who had it."""
-    async with delivering(tmp_path) as (delivery, home):
-        phone, frame = home.companions[0], home.devices[0]
-        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=60)
-        (item,) = await phone.inbox()
-        await phone.claims(frame, item)
-        assert (await phone.act(frame, item["id"], *end)).status == 200
-        with pytest.raises((NotApproved, TransportError)):
-            await _followed(delivery)
-        assert await delivery.finish(DeviceEvent.FAILED, end[0]) == phone.name
+    phone, frame = asked.home.companions[0], asked.home.devices[0]
+    await phone.claims(frame, asked.item)
+    assert (await phone.act(frame, asked.item["id"], *end)).status == 200
+    with pytest.raises((NotApproved, TransportError)):
+        await _followed(asked.delivery)
+    assert await asked.delivery.finish(DeviceEvent.FAILED, end[0]) == phone.name
 
 
 @pytest.mark.threat("T3")
 @pytest.mark.parametrize("claims", [True, False])
 async def test_of_an_end_of_which_the_device_was_not_told_it_learns_whose_claim_it_was(
-    tmp_path: Path, *, claims: bool
+    asked: Asked, *, claims: bool
 ) -> None:
     """As with a relay that hides a claim and the end that the companion reports: the report of the device comes too late."""
-    async with delivering(tmp_path) as (delivery, home):
-        phone, frame = home.companions[0], home.devices[0]
-        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=60)
-        (item,) = await phone.inbox()
-        if claims:
-            await phone.claims(frame, item)
-        assert (await phone.act(frame, item["id"], "declined")).status == 200
-        assert await delivery.finish(DeviceEvent.CANCELLED, "deadline") == (phone.name if claims else None)
+    phone, frame = asked.home.companions[0], asked.home.devices[0]
+    if claims:
+        await phone.claims(frame, asked.item)
+    assert (await phone.act(frame, asked.item["id"], "declined")).status == 200
+    expected = phone.name if claims else None
+    assert await asked.delivery.finish(DeviceEvent.CANCELLED, "deadline") == expected
 
 
 async def _followed(delivery: RelayDelivery) -> None:

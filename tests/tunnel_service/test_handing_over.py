@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import socket
-import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -180,8 +179,7 @@ async def test_of_ends_that_have_come_and_gone_nothing_is_left() -> None:
 async def test_an_end_that_closes_twice_and_hangs_up_without_a_word_of_tls_is_gone(
     loopback_certificate: Certificate,
 ) -> None:
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(loopback_certificate.cert, loopback_certificate.key)
+    tls = loopback_certificate.server_context()
     app = make_app(Limits(silence=3600))
     runner = Runner(app, shutdown_timeout=1)
     await runner.setup()
