@@ -6,9 +6,8 @@ from typing import Final
 
 from headless_passkey.process import early_signals
 
-_YOUNG: Final = (
-    10_000  # objects until the first collection, instead of Python's 700: what is loaded is no garbage
-)
+# objects until the first collection, instead of Python's 700: what is loaded is no garbage
+_YOUNG: Final = 10_000
 
 
 def main() -> int:

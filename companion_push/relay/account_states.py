@@ -59,9 +59,8 @@ class Write:
     lasts: float  # seconds after which a store may forget all of it
     sealed: Mapping[EnvelopeKey, bytes]  # new envelopes
     erased: Collection[EnvelopeKey]
-    changes_as_before: bool = (
-        False  # the value that was read has the same `changes_at`: a store may leave it alone
-    )
+    # the value that was read has the same `changes_at`: a store may leave it alone
+    changes_as_before: bool = False
 
 
 class StateStore(Protocol):

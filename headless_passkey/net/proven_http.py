@@ -57,9 +57,8 @@ REQUEST_TIMEOUT: Final = 10.0  # seconds for one attempt, beside the time that t
 PATIENCE: Final = 20.0  # seconds in which transient failures are retried
 _FIRST_PAUSE: Final = 0.2  # seconds, doubled with each attempt; the pause is a random part of it (jitter)
 _MAX_PAUSE: Final = 5.0
-_NONCE_ANSWERS: Final = (
-    2  # demands for a nonce that are met at once; after another one a request is tried again later
-)
+# demands for a nonce that are met at once; after another one a request is tried again later
+_NONCE_ANSWERS: Final = 2
 _NONCE: Final = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]{1,256}", re.ASCII)  # RFC 9449 §8.1
 _DEMANDS_NONCE: Final = re.compile(r'\bDPoP\b.*\berror="use_dpop_nonce"', re.ASCII | re.IGNORECASE)
 _MAX_DETAIL: Final = 400  # characters that are shown

@@ -47,9 +47,8 @@ class State:
     store: CredentialStore
     challenges: ChallengeStore
     clock: Clock
-    look_at_clock: Callable[[], Awaitable[None]] | None = (
-        None  # reads a clock of others, which may have been set
-    )
+    # reads a clock of others, which may have been set
+    look_at_clock: Callable[[], Awaitable[None]] | None = None
     random: RandomBytes
     metrics: Metrics
     prf_salt: bytes | None = field(repr=False)  # None: prf is not requested
