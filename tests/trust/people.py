@@ -142,6 +142,11 @@ def twin(signed: bytes) -> bytes:
     return signed[:-32] + (ORDER - s).to_bytes(32, "big")
 
 
+def spoiled(signed: bytes) -> bytes:
+    """`signed` with another last bit. A fixed last byte would leave one signature of 256 as it is."""
+    return signed[:-1] + bytes([signed[-1] ^ 1])
+
+
 def encoded(ring: Ring, person: Person, /, *, by: Person, **changes: object) -> list[object]:
     """A member as the CBOR of the next ring has it, any field changed. by: who introduces it, when it is new."""
     member = entry(ring, person)

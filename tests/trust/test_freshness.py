@@ -19,6 +19,7 @@ from tests.trust.people import (
     forge,
     found,
     grow,
+    spoiled,
     twin,
 )
 from tests.trust.refusal import refused
@@ -75,7 +76,7 @@ def test_what_is_no_word_of_a_companion_of_the_head_is_ignored() -> None:
         (TABLET.name, word(eve, ahead)[1]),
         word(frame, ahead),
         (TABLET.name, b"word"),
-        (TABLET.name, word(TABLET, ahead)[1][:-1] + b"\x00"),
+        (TABLET.name, spoiled(word(TABLET, ahead)[1])),
         word(TABLET, foreign),
         word(TABLET, ahead, at=NOW + 121),
         ("", word(TABLET, ahead)[1]),
