@@ -71,7 +71,7 @@ def enqueue(store: Any, cache: StateCache, account: str, number: int) -> None:
     now = NOW + number * EVERY
     states = States(store, now, cache)
     state = states.of(account, writes=True)
-    states.put(account, state.spending(NAMES[0], {"3/60": now + 20}, now))
+    states.put(account, state.spending({NAMES[0]: {"3/60": now + 20}}, now))
     new = request(account, number)
     states.save(*(each.superseded() for each in state.requests if each.live), new)
     states.seal(new, {NAMES[1]: ENVELOPE})

@@ -185,7 +185,8 @@ async def _settle(
         return
     from companion_push.relay import accounts, operations  # noqa: PLC0415  --help needs none of this
     from companion_push.relay.account_states import Beside, States, Tries  # noqa: PLC0415
-    from companion_push.relay.mailbox import LEASE, LeasesInRecords  # noqa: PLC0415
+    from companion_push.relay.limits import LEASE  # noqa: PLC0415
+    from companion_push.relay.mailbox import LeasesInRecords  # noqa: PLC0415
 
     tries = Tries()
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from companion_push.relay import accounts, subjects
 from companion_push.relay.account_states import States
-from companion_push.relay.mailbox import Rate
+from companion_push.relay.limits import Rate
 from companion_push.relay.problems import Problem
 from companion_push.relay.transaction import Transaction
 from companion_push.serving.webhook import Attempt
@@ -118,7 +118,7 @@ def take(db: Transaction, states: States, now: float, *, lease: float = 0) -> Ev
                 later = now + (refused.retry_after or 1)
                 db.execute("UPDATE account_events SET due = ? WHERE id = ?", (later, event_id))
                 continue
-            states.put(account, state.spending(account, {_RATE_NAME: full_at}, now))
+            states.put(account, state.spending({account: {_RATE_NAME: full_at}}, now))
         db.execute(
             "UPDATE account_events SET attempts = attempts + 1, due = ? WHERE id = ?",
             (now + max(PAUSES[0], lease), event_id),

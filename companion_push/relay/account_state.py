@@ -7,10 +7,11 @@ and `account_states` reads and stores it. `now` is passed in, Unix seconds by th
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
+from msgspec import field
+from msgspec.structs import replace
 
 from companion_push.relay.ladder import FORGOTTEN, End, Streak
 from companion_push.relay.mailbox import Key, Request
@@ -20,8 +21,7 @@ OUTCOMES: Final = 8
 ALL_OUTCOMES: Final = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccountState:
+class AccountState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What of an account lives for minutes. Stores keep it by the names of its fields: a new one has a default."""
 
     requests: tuple[Request, ...] = ()  # the oldest first
@@ -92,13 +92,15 @@ class AccountState:
 
     def with_requests(self, changed: Iterable[Request]) -> "AccountState":
         """The state with these requests in place of those with their keys. Of the outcomes the newest ones stay."""
-        requests = {each.key: each for each in self.requests}
         new = {each.key: each for each in changed}
-        if new.keys() <= requests.keys() and all(each.live for each in new.values()):  # nothing is over
-            return replace(self, requests=tuple(new.get(key, each) for key, each in requests.items()))
-        requests.update(new)
-        newest_first = sorted(requests.values(), key=lambda each: (each.submitted_at, each.key), reverse=True)
-        kept: list[Request] = []
+        if all(each.live for each in new.values()):  # nothing is over
+            kept = [new.pop(each.key, each) for each in self.requests]
+            if new:
+                kept = sorted([*kept, *new.values()], key=_age)
+            return replace(self, requests=tuple(kept))
+        requests = {each.key: each for each in self.requests} | new
+        newest_first = sorted(requests.values(), key=_age, reverse=True)
+        kept = []
         over: dict[str, int] = {}  # by device
         all_over = 0
         for request in newest_first:
@@ -118,9 +120,10 @@ class AccountState:
         """What is used of the rates of a member or of the account: for each the time at which it is unused again (GCRA)."""
         return self.spent.get(whose, {})
 
-    def spending(self, whose: str, rates: Mapping[str, float], now: float) -> "AccountState":
-        """The state with these rates used at `now`. whose: a member's name, or the account's id."""
-        return replace(self, spent={**self.spent, whose: {**self.spent_by(whose), **rates}}, spent_at=now)
+    def spending(self, used: Mapping[str, Mapping[str, float]], now: float) -> "AccountState":
+        """The state with these rates used at `now`, by whose: a member's name, or the account's id."""
+        spent = {whose: {**self.spent_by(whose), **rates} for whose, rates in used.items()}
+        return replace(self, spent={**self.spent, **spent}, spent_at=now)
 
     # Requests in a row that nobody has approved
 
@@ -158,6 +161,11 @@ def decoded(value: bytes) -> AccountState:
         return _DECODER.decode(value)
     except msgspec.MsgspecError as error:  # its messages quote no values
         raise ValueError(f"not the state of an account: {error}") from error
+
+
+def _age(request: Request) -> tuple[int, Key]:
+    """The order of requests, the oldest first."""
+    return request.submitted_at, request.key
 
 
 def _unfinished(rates: Mapping[str, float], now: float) -> dict[str, float]:

@@ -10,8 +10,11 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from companion_push.errors import StoreBusy
 from companion_push.relay.account_state import EMPTY, AccountState, decoded, encoded
@@ -28,8 +31,7 @@ _CACHED: Final = 4096  # accounts
 CONFIRMED: Final = 3  # times that nobody else had written a state, after which a process goes by its own
 
 
-@dataclass(frozen=True, slots=True)
-class EnvelopeKey:
+class EnvelopeKey(msgspec.Struct, frozen=True):
     """Which envelope of an account."""
 
     device: str
@@ -37,8 +39,7 @@ class EnvelopeKey:
     recipient: str
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(msgspec.Struct, frozen=True):
     """An account's value as a store has it."""
 
     version: (
@@ -47,8 +48,7 @@ class Value:
     data: bytes | None  # None where the reader knows this version, and without a value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Write:
+class Write(msgspec.Struct, frozen=True, kw_only=True):
     """A new value of an account, and what comes and goes with it in the same step."""
 
     account: str

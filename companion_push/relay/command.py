@@ -12,7 +12,7 @@ from companion_push.identity.settings import OpenIdSettings
 from companion_push.push.options import add_push, push_channels
 from companion_push.relay.config import RelayConfig, check_public_url
 from companion_push.relay.ladder import Ladder
-from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
+from companion_push.relay.limits import CEILING, LEASE, Quota, Rate
 from companion_push.relay.store_command import add_states, add_store, states_place, store_option
 from companion_push.relay.store_place import PostgresUri, StorePlace
 from companion_push.serving.options import (

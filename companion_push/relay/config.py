@@ -8,7 +8,7 @@ from typing import Final
 
 from companion_push.identity.settings import OpenIdSettings
 from companion_push.relay.ladder import Ladder
-from companion_push.relay.mailbox import CEILING, LEASE, Quota
+from companion_push.relay.limits import CEILING, LEASE, Quota
 from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.store_place import PostgresUri, StorePlace
 from companion_push.serving.bounds import check_bounds

@@ -1,4 +1,4 @@
-"""The rules of the mailbox: transitions of a request, its expiry, its claim's lease, and rate limits.
+"""The rules of the mailbox: transitions of a request, its expiry, and its claim's lease.
 
 A request is an immutable value; each event returns the next one, or is refused. The module is pure: `now` is passed in,
 Unix seconds by the relay's clock (docs/protocol/relay.md, States).
@@ -10,23 +10,17 @@ Unix seconds by the relay's clock (docs/protocol/relay.md, States).
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Protocol, TypeAlias
 
+import msgspec
+from msgspec.structs import replace
+
 from companion_push.push.channel import PushOutcome
 from companion_push.relay.problems import Problem, Slug
-from companion_push.serving.bounds import check_bounds
-from companion_push.serving.rate_limit import Policy, Unit
-from headless_passkey.errors import UsageError
 from headless_passkey.request import DeviceEvent, RequestState
 
-CEILING: Final = 300  # seconds a request may wait for a claim; configuration only shortens it
 GRACE: Final = 120  # more seconds for a claimed request
-LEASE: Final = (
-    60  # seconds without a call of its holder after which a claim ends; configuration only shortens it
-)
 RENEWED: Final = 15.0  # seconds after which a claim's record notes again that its holder was heard of
 INBOX: Final = "inbox"  # in place of a channel's kind: the companion was waiting at its inbox
 INBOX_SECONDS: Final = 3  # for a companion that waits at another process of the relay to fetch a request
@@ -53,8 +47,7 @@ class CompanionEvent(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A companion's failure: it cannot take the request, or has vanished. Others may still take it."""
 
     by: str
@@ -62,8 +55,7 @@ class Failure:
     at: float  # Unix seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What has become of the pushes for a request over one channel of a recipient, or that it was waiting at its inbox."""
 
     to: str  # the recipient's name
@@ -74,8 +66,7 @@ class Notice:
     again: int = 0  # how often it was notified again
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request without its envelopes. Stores keep it by the names of its fields: a new one has a default."""
 
     account: str
@@ -112,6 +103,11 @@ class Request:
         return self.state in LIVE
 
     @property
+    def unclaimed(self) -> bool:
+        """Whether it waits for a claim."""
+        return self.state in UNCLAIMED
+
+    @property
     def ends_at(self) -> int:
         """When the request expires without further events. A claimed request has `GRACE` seconds more."""
         return self.expires_at + (GRACE if self.state in HELD else 0)
@@ -131,7 +127,7 @@ class Request:
         """When the request fails because every companion that fetched it has failed; others have `LAST_CHANCE` seconds."""
         failed = {failure.by: failure.at for failure in self.failures if failure.reason != VANISHED}
         hopes = self.fetched_by.union(failure.by for failure in self.failures).difference(failed)
-        if self.state not in UNCLAIMED or not failed or hopes:
+        if not self.unclaimed or not failed or hopes:
             return math.inf
         return max(failed.values()) + LAST_CHANCE
 
@@ -157,6 +153,8 @@ class Request:
 
         lease: when the claim ends unless its holder makes another call (`Leases.end`).
         """
+        if not self.live:
+            return self
         if self.unreached_at <= now:
             late = tuple(_at_inbox(each, PushOutcome.LATE) for each in self.notices)
             return replace(self, notices=late).at(now, lease)  # news to the device alone: see `_status`
@@ -405,100 +403,3 @@ class LeasesInMemory:
         if self._began + self._seconds <= now:
             self._last = {member: last for member, last in self._last.items() if last + self._seconds > now}
         self._open += Counter()  # drops members without held calls
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rate:
-    """A rate limit: a burst of `count`, and `count` more every `seconds`.
-
-    A time `full_at` that is further ahead than the rate can reach is of a clock that has gone back since: nothing is used.
-    """
-
-    count: int
-    seconds: float
-
-    def __post_init__(self) -> None:
-        check_bounds(self, "count", lowest=1)
-        check_bounds(self, "seconds", lowest=0, whole=False)
-
-    def take(self, full_at: float | None, now: float, *, of: str = "requests") -> float:
-        """Take one (GCRA). full_at: when the limit is unused again; None when it is. Returns the new `full_at`.
-
-        Refuses with `rate-limited` when none is left. of: the limit's name.
-        """
-        interval = self.seconds / self.count
-        next_full = self._used_until(full_at, now) + interval
-        over = next_full - now - self.seconds
-        if over > ROUNDING:
-            policy = Policy(name=of, quota=self.count, seconds=self.seconds)
-            raise Problem(Slug.RATE_LIMITED, policy=policy, retry_after=math.ceil(over))
-        return next_full
-
-    def left(self, full_at: float | None, now: float) -> bool:
-        """Whether one is left."""
-        return self._used_until(full_at, now) + self.seconds / self.count - now - self.seconds <= ROUNDING
-
-    def take_up_to(self, full_at: float | None, now: float) -> float:
-        """Take one if one is left, as `take`; else nothing."""
-        return self.take(full_at, now) if self.left(full_at, now) else full_at or 0.0
-
-    def _used_until(self, full_at: float | None, now: float) -> float:
-        if full_at is None or not now < full_at <= now + self.seconds + ROUNDING:
-            return now
-        return full_at
-
-
-ROUNDING: Final = 1e-3  # seconds, of floating point
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
-    """The limits of requests to the companions of one account. Claims and declines are not limited.
-
-    Each device has limits of its own, inside those of its account. The account's refuse no device that has submitted
-    little, so that one device cannot spend the day of the others.
-    """
-
-    pending: int = 3  # unclaimed requests of the account, one per device
-    rates: tuple[Rate, ...] = (Rate(count=3, seconds=60), Rate(count=20, seconds=86_400))  # of each device
-    account_rates: tuple[Rate, ...] = (Rate(count=100, seconds=86_400),)
-    spared: Rate = Rate(count=5, seconds=86_400)  # of each device: within it the account's refuse nothing
-
-    def __post_init__(self) -> None:
-        check_bounds(self, "pending", lowest=1)
-        for name in ("rates", "account_rates"):
-            if not all(isinstance(rate, Rate) for rate in getattr(self, name)):
-                raise UsageError(f"{name}: expected several of Rate")
-        if not isinstance(self.spared, Rate):
-            raise UsageError("spared: expected a Rate")
-
-    def admit(
-        self, others: Iterable[Request], device: Mapping[str, float], account: Mapping[str, float], now: float
-    ) -> tuple[dict[str, float], dict[str, float]]:
-        """Admit one more request, or refuse it; returns the used rate limits of the device and of the account.
-
-        others: the account's requests of other devices. device, account: what was used of the limits, from the last call.
-        """
-        waiting = sorted(request.ends_at for request in others if request.state in UNCLAIMED)
-        if len(waiting) >= self.pending:
-            retry_after = max(1, math.ceil(waiting[0] - now))
-            policy = Policy(name="pending-requests", quota=self.pending, unit=Unit.AT_A_TIME)
-            raise Problem(Slug.TOO_MANY_PENDING, policy=policy, retry_after=retry_after)
-        of_device = take_all(self.rates, device, now, of="requests-of-device")
-        spared = self.spared.left(device.get(_SPARED), now)
-        of_device[_SPARED] = self.spared.take_up_to(device.get(_SPARED), now)
-        try:
-            return of_device, take_all(self.account_rates, account, now, of="requests-of-account")
-        except Problem:
-            if not spared:
-                raise
-        return of_device, {}
-
-
-_SPARED: Final = "spared"
-
-
-def take_all(rates: Iterable[Rate], spent: Mapping[str, float], now: float, *, of: str) -> dict[str, float]:
-    """Take one of each rate (`rate-limited`). spent: from the last call; returns what is used then, by rate. of: their name."""
-    keys = {f"{rate.count}/{rate.seconds:g}": rate for rate in rates}
-    return {key: rate.take(spent.get(key), now, of=of) for key, rate in keys.items()}

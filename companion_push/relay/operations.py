@@ -9,9 +9,11 @@ the HTTP shell wakes the held requests of these topics, and once the change is o
 import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
 
 from companion_push.identity.authority import RingChange, SignIn, Subject
 from companion_push.push.channel import Channel, Delivery, Kind, Purpose, PushOutcome
@@ -22,16 +24,8 @@ from companion_push.relay.account_state import AccountState
 from companion_push.relay.account_states import EnvelopeKey, States
 from companion_push.relay.accounts import Invitation, KeptRing, Membership
 from companion_push.relay.ladder import End, Ladder, end_of
-from companion_push.relay.mailbox import (
-    CEILING,
-    INBOX,
-    CompanionEvent,
-    Leases,
-    Quota,
-    Rate,
-    Request,
-    take_all,
-)
+from companion_push.relay.limits import CEILING, Quota, Rate, take_all
+from companion_push.relay.mailbox import INBOX, CompanionEvent, Leases, Request
 from companion_push.relay.messages import (
     Announcement,
     AnswerBody,
@@ -78,8 +72,7 @@ _CHANNEL_RATE: Final = Rate(
 )  # channels that one companion registers anew; the same again is free
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What an operation has done to one request."""
 
     was: RequestState | None  # None: it was submitted
@@ -87,8 +80,7 @@ class Change:
     by: str | None = None  # the member who did it; None: time, or the relay
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to the caller, and what else the operation has changed."""
 
     body: Mapping[str, Any]
@@ -122,8 +114,7 @@ class Answer:
         return (self.woken | concerned(change.request for change in self.changed)) - {self.shown}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """A call: its caller and its time."""
 
     db: Transaction
@@ -142,7 +133,7 @@ class Call:
 
     def current(self, request: Request) -> Request:
         """The state of a stored request at the time of the call."""
-        return request.at(self.now, self.leases.end_of(request, self.now))
+        return request.at(self.now, self.leases.end_of(request, self.now)) if request.live else request
 
     def changes_at(self, request: Request) -> float:
         """When time alone changes the request."""
@@ -163,8 +154,7 @@ class Call:
 Operation = Callable[[Call], Answer]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Who:
+class Who(msgspec.Struct, frozen=True, kw_only=True):
     """Which account is meant, by one of these."""
 
     account: str | None = None  # its id
@@ -457,7 +447,7 @@ def append_ring(body: RingBody) -> Operation:
         before, ring = accounts.append_ring(call.db, member, document, now=call.now)
         if not _is_free(before, ring):
             used = take_all(_RING_RATES, state.spent_by(member.name), call.now, of="rings")
-            call.states.put(member.account, state.spending(member.name, used, call.now))
+            call.states.put(member.account, state.spending({member.name: used}, call.now))
         return _changed_ring(call, before, ring)
 
     return operation
@@ -538,7 +528,7 @@ def call_for_words(call: Call) -> Answer:
     pushed = state.spent_by(device.account).get(_WORD_PUSHES)
     if called and call.kinds and _WORD_PUSH_RATE.left(pushed, call.now):
         used = {_WORD_PUSHES: _WORD_PUSH_RATE.take_up_to(pushed, call.now)}
-        call.states.put(device.account, state.spending(device.account, used, call.now))
+        call.states.put(device.account, state.spending({device.account: used}, call.now))
         pushes = channels.tell(
             call.db, device.account, Purpose.WORD, call.now, kinds=call.kinds, companions=called
         )
@@ -554,7 +544,7 @@ def _spend_of(call: Call, account: str, whose: str, what: str, rate: Rate) -> No
     """Take one of a rate (`rate-limited`). whose: a member's name, or the account's id."""
     state = call.states.of(account)
     used = rate.take(state.spent_by(whose).get(what), call.now, of=what.replace(" ", "-"))
-    call.states.put(account, state.spending(whose, {what: used}, call.now))
+    call.states.put(account, state.spending({whose: {what: used}}, call.now))
 
 
 def append_links(body: LinksBody) -> Operation:
@@ -789,8 +779,7 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, c
         of_device, of_account = quota.admit(
             others, state.spent_by(device.name), state.spent_by(device.account), call.now
         )
-        state = state.spending(device.name, of_device, call.now)
-        state = state.spending(device.account, of_account, call.now)
+        state = state.spending({device.name: of_device, device.account: of_account}, call.now)
         superseded = [
             Change(was=request.state, request=request.superseded(), by=device.name)
             for request in kept

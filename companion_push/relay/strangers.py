@@ -9,7 +9,7 @@ Nothing here survives a restart. `now` is of a clock that never goes back, in se
 import math
 from typing import Final, TypeVar
 
-from companion_push.relay.mailbox import ROUNDING, Rate
+from companion_push.relay.limits import ROUNDING, Rate
 from companion_push.relay.problems import Problem, Slug
 from companion_push.serving.addresses import neighbourhood
 from companion_push.serving.rate_limit import Policy, Unit

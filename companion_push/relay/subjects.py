@@ -9,7 +9,7 @@ from typing import Final
 
 from companion_push.identity.authority import SignIn, Subject
 from companion_push.relay import accounts
-from companion_push.relay.mailbox import Rate
+from companion_push.relay.limits import Rate
 from companion_push.relay.problems import Problem, Slug, invalid
 from companion_push.relay.transaction import Transaction
 

@@ -24,7 +24,7 @@ from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.following import Following
 from companion_push.relay.ladder import Ladder
-from companion_push.relay.mailbox import Quota, Rate
+from companion_push.relay.limits import Quota, Rate
 from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.store_place import PostgresUri, StorePlace
 from companion_push.relay.stores import open_store

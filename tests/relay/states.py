@@ -4,12 +4,12 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
 import pytest
+from msgspec.structs import replace
 
 from companion_push.relay.account_state import decoded
 from companion_push.relay.account_states import SqlStates, States

@@ -1,25 +1,18 @@
 """The state of an account: what is kept of it, for how long, and how much at most."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from companion_push.relay.account_state import ALL_OUTCOMES, EMPTY, OUTCOMES, AccountState, decoded, encoded
 from companion_push.relay.ladder import FORGOTTEN, End, Streak
-from companion_push.relay.mailbox import (
-    GRACE,
-    KEPT,
-    CompanionEvent,
-    Failure,
-    Notice,
-    Rate,
-    Request,
-)
+from companion_push.relay.limits import Rate
+from companion_push.relay.mailbox import GRACE, KEPT, CompanionEvent, Failure, Notice, Request
 from companion_push.relay.problems import Problem
 from headless_passkey.request import RequestState
 from tests.relay.states import NOW, REQUEST
@@ -95,7 +88,7 @@ def test_only_the_newest_outcome_of_a_device_tells_whom_it_notified() -> None:
     [
         (state_of(REQUEST), NOW + 300 + GRACE + KEPT),
         (state_of(OVER), NOW + 300 + GRACE + KEPT),
-        (EMPTY.spending("frame", {"3/60": NOW + 20}, NOW), NOW + 20),
+        (EMPTY.spending({"frame": {"3/60": NOW + 20}}, NOW), NOW + 20),
         (EMPTY.counting("alice", "frame", End.UNAPPROVED, NOW), NOW + FORGOTTEN),
     ],
     ids=["request", "outcome", "rate", "streak"],
@@ -108,8 +101,8 @@ def test_each_part_is_forgotten_at_its_end(state: AccountState, ends: float) -> 
 
 
 def test_what_is_not_over_stays_when_something_else_is_forgotten() -> None:
-    state = state_of(REQUEST).spending("frame", {"3/60": NOW + 20, "20/86400": NOW + 4320}, NOW)
-    assert state.at(NOW + 20) == state_of(REQUEST).spending("frame", {"20/86400": NOW + 4320}, NOW)
+    state = state_of(REQUEST).spending({"frame": {"3/60": NOW + 20, "20/86400": NOW + 4320}}, NOW)
+    assert state.at(NOW + 20) == state_of(REQUEST).spending({"frame": {"20/86400": NOW + 4320}}, NOW)
 
 
 def changes_at(*requests: Request) -> float:
@@ -119,7 +112,7 @@ def changes_at(*requests: Request) -> float:
 def test_time_changes_a_state_first_where_an_outcome_is_forgotten_or_all_of_it() -> None:
     assert changes_at(OVER) == NOW + 300 + GRACE + KEPT
     assert changes_at(OVER, replace(OVER, id="r2", expires_at=NOW + 200)) == NOW + 200 + GRACE + KEPT
-    assert EMPTY.spending("frame", {"a": NOW + 20, "b": NOW + 40}, NOW).changes_at() == NOW + 40
+    assert EMPTY.spending({"frame": {"a": NOW + 20, "b": NOW + 40}}, NOW).changes_at() == NOW + 40
     assert EMPTY.changes_at() == -math.inf
 
 
@@ -134,9 +127,9 @@ def test_time_may_change_a_state_at_any_moment_while_a_request_lives() -> None:
 
 def test_rates_are_kept_by_whose_they_are() -> None:
     state = (
-        EMPTY.spending("frame", {"a": 1.0, "b": 2.0}, 0.5)
-        .spending("frame", {"b": 3.0}, 0.5)
-        .spending("alice", {"a": 4.0}, 0.5)
+        EMPTY.spending({"frame": {"a": 1.0, "b": 2.0}}, 0.5)
+        .spending({"frame": {"b": 3.0}}, 0.5)
+        .spending({"alice": {"a": 4.0}}, 0.5)
     )
     assert state.spent_by("frame") == {"a": 1.0, "b": 3.0}
     assert state.spent_by("alice") == {"a": 4.0}
@@ -155,7 +148,7 @@ def test_a_clock_that_jumped_ahead_and_back_has_used_no_more_than_was_asked_for(
     """A day's rate is not spent by a clock that was wrong by less than a day."""
 
     def taken(state: AccountState, now: float) -> AccountState:
-        return state.spending("frame", {"r": rate.take(state.at(now).spent_by("frame").get("r"), now)}, now)
+        return state.spending({"frame": {"r": rate.take(state.at(now).spent_by("frame").get("r"), now)}}, now)
 
     state = EMPTY
     for _ in range(min(uses, rate.count)):

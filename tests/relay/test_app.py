@@ -14,7 +14,7 @@ from yarl import URL
 
 from companion_push.relay import app, database, mailbox, operations
 from companion_push.relay.app import RELAY
-from companion_push.relay.mailbox import Quota, Rate
+from companion_push.relay.limits import Quota, Rate
 from companion_push.relay.messages import MAX_BODY
 from companion_push.relay.proofs import STEP
 from headless_passkey.net.proof import make_proof

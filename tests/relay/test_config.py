@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from companion_push.relay.config import RelayConfig
-from companion_push.relay.mailbox import Quota, Rate
+from companion_push.relay.limits import Quota, Rate
 from headless_passkey.errors import UsageError
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from companion_push.relay import accounts
 from companion_push.relay.app import RELAY
-from companion_push.relay.mailbox import Quota, Rate
+from companion_push.relay.limits import Quota, Rate
 from companion_push.relay.proofs import ProofsInMemory
 from headless_passkey.text.base64url import base64url
 from tests.relay.household import Caller, Reply, rates, running_relay

@@ -3,25 +3,23 @@
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
 
+from companion_push.relay.limits import CEILING, LEASE, Quota, Rate
 from companion_push.relay.mailbox import (
-    CEILING,
     GRACE,
     LAST_CHANCE,
-    LEASE,
     LIVE,
     VANISHED,
     CompanionEvent,
     Failure,
     LeasesInMemory,
-    Quota,
-    Rate,
     Request,
 )
 from companion_push.relay.problems import Problem, Slug

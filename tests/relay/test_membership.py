@@ -13,7 +13,7 @@ from companion_push.errors import StoreUnavailable
 from companion_push.relay import accounts, operations
 from companion_push.relay.accounts import MAX_INVITATIONS, sweep_accounts
 from companion_push.relay.app import RELAY, close_account
-from companion_push.relay.mailbox import Rate
+from companion_push.relay.limits import Rate
 from companion_push.relay.operations import MAX_RINGS, Answer
 from companion_push.relay.stores import open_store
 from companion_push.relay.transaction import Transaction

@@ -9,7 +9,7 @@ import pytest
 
 from companion_push.relay import operations
 from companion_push.relay.app import RELAY
-from companion_push.relay.mailbox import CEILING
+from companion_push.relay.limits import CEILING
 from tests.push.recording import RecordingChannel
 from tests.relay.household import fresh_id
 from tests.relay.stores import PostgresServer, postgres, query

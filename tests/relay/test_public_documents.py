@@ -15,7 +15,7 @@ from companion_push.relay import openapi
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.ladder import Ladder, Rung
-from companion_push.relay.mailbox import Quota, Rate
+from companion_push.relay.limits import Quota, Rate
 from companion_push.relay.problems import Slug, type_of
 from tests.push.recording import RecordingChannel
 from tests.relay.household import Relay, rates, running_relay

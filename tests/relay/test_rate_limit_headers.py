@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from companion_push.relay import app
-from companion_push.relay.mailbox import Quota, Rate
+from companion_push.relay.limits import Quota, Rate
 from companion_push.relay.strangers import Budget
 from companion_push.serving.rate_limit import Policy, Unit, limit_headers
 from headless_passkey.text.base64url import base64url

@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from msgspec import structs
 
 from companion_push.errors import StoreUnavailable, StoreUnusable
 from companion_push.relay import redis_states as redis_module
@@ -43,7 +44,7 @@ def write(account: str, version: int, *, over: int = ABSENT, **changes: Any) -> 
         sealed={ANNAS: b"sealed"},
         erased=(),
     )
-    return replace(first, **changes)
+    return structs.replace(first, **changes)
 
 
 @asynccontextmanager

@@ -10,7 +10,8 @@ import pytest
 
 from companion_push.relay.account_states import ABSENT, Value
 from companion_push.relay.app import RELAY
-from companion_push.relay.mailbox import CEILING, GRACE, KEPT
+from companion_push.relay.limits import CEILING
+from companion_push.relay.mailbox import GRACE, KEPT
 from companion_push.relay.operations import sweep
 from companion_push.relay.redis_states import RedisStates, open_redis
 from tests.relay import redis_servers

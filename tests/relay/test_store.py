@@ -12,13 +12,13 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from time import sleep
 from typing import Final
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from companion_push.relay import account_states

@@ -1,13 +1,14 @@
 """What a store does for account states: one suite for every engine."""
 
 import asyncio
+import dataclasses
 import itertools
 import math
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -16,6 +17,7 @@ from typing import Final, TypeVar
 import pytest
 import pytest_asyncio
 from memory_states import MemoryStates
+from msgspec.structs import replace
 
 from companion_push.errors import StoreBusy
 from companion_push.relay import account_states
@@ -123,7 +125,9 @@ async def sqlite(folder: Path) -> AsyncIterator[Engine]:
 @asynccontextmanager
 async def postgresql(folder: Path) -> AsyncIterator[Engine]:
     async with opened(postgres().database_for(folder / "store")) as engine:
-        yield engine if ON_POSTGRES else replace(engine, rounds=SHORTER)  # the others with make test-stores
+        yield (
+            engine if ON_POSTGRES else dataclasses.replace(engine, rounds=SHORTER)
+        )  # the others with make test-stores
 
 
 @asynccontextmanager
