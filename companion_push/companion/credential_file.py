@@ -64,6 +64,9 @@ class _Credential(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     blob_enabled: bool = False
     blob: _Blob | None = None
 
+    def __repr__(self) -> str:
+        return "_Credential()"  # it holds a secret
+
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int

@@ -68,6 +68,9 @@ class _Previous(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     hpke_key: bytes
     until: int  # Unix seconds: when it is erased
 
+    def __repr__(self) -> str:
+        return "_Previous()"  # it holds a secret
+
 
 class _Keys(_File, frozen=True, kw_only=True):
     relay_url: str
@@ -78,6 +81,9 @@ class _Keys(_File, frozen=True, kw_only=True):
     next_hpke_key: bytes | None = None  # written before the ring that names it is sent
     previous_hpke_key: _Previous | None = None
 
+    def __repr__(self) -> str:
+        return "_Keys()"  # it holds a secret
+
 
 class _Joining(_File, frozen=True, kw_only=True):
     line: str
@@ -85,6 +91,9 @@ class _Joining(_File, frozen=True, kw_only=True):
     hpke_key: bytes
     founds: bool
     said: bytes
+
+    def __repr__(self) -> str:
+        return "_Joining()"  # it holds a secret
 
 
 class _Rings(_File, frozen=True, kw_only=True):

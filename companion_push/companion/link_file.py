@@ -33,12 +33,18 @@ class _Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     link_id: Annotated[bytes, msgspec.Meta(min_length=LINK_ID_SIZE, max_length=LINK_ID_SIZE)]
     link_secret: Annotated[bytes, msgspec.Meta(min_length=LINK_SECRET_SIZE, max_length=LINK_SECRET_SIZE)]
 
+    def __repr__(self) -> str:
+        return "_Link()"  # it holds a secret
+
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     warning: str
     private_key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     links: Annotated[list[_Link], msgspec.Meta(max_length=MAX_CONTACTS)]
+
+    def __repr__(self) -> str:
+        return "_File()"  # it holds a secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

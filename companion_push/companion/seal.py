@@ -37,6 +37,9 @@ class Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nonce: Annotated[bytes, msgspec.Meta(min_length=_NONCE_SIZE, max_length=_NONCE_SIZE)]
     content: bytes  # with the tag
 
+    def __repr__(self) -> str:
+        return "Sealed()"  # it holds a secret
+
 
 @dataclass(frozen=True, slots=True)
 class SealKey:

@@ -70,6 +70,9 @@ class InvitationStage(msgspec.Struct, frozen=True):
     introduction: IntroductionOf | None
     nonce: str | None
 
+    def __repr__(self) -> str:
+        return "InvitationStage()"  # it holds a secret
+
 
 class Introduced(msgspec.Struct, frozen=True):
     id: str
@@ -82,6 +85,9 @@ class IntroductionStage(msgspec.Struct, frozen=True):
     nonce: str | None
     ring: str | None
     mac: str | None
+
+    def __repr__(self) -> str:
+        return "IntroductionStage()"  # it holds a secret
 
 
 class FailureOf(msgspec.Struct, frozen=True):

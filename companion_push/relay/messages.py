@@ -127,6 +127,9 @@ class IntroductionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signature: str
     mac: str
 
+    def __repr__(self) -> str:
+        return "IntroductionBody()"  # it holds a secret
+
     def parse(self) -> tuple[bytes, Introduction]:
         """Parse to the ticket, and the introduction for the inviter."""
         return octets(self.ticket, "ticket", _TICKET_SIZE), Introduction(
@@ -138,6 +141,9 @@ class IntroductionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class NonceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nonce: str
+
+    def __repr__(self) -> str:
+        return "NonceBody()"  # it holds a secret
 
     def parse(self) -> bytes:
         return octets(self.nonce, "nonce", _NONCE_SIZE)

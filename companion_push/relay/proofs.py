@@ -232,6 +232,9 @@ class _Claims(msgspec.Struct, frozen=True):
     jti: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{22,128}\Z")]  # 16 random bytes or more
     nonce: str | None = None
 
+    def __repr__(self) -> str:
+        return "_Claims()"  # it holds a secret
+
 
 def _verified(compact: str, known: KnownKeys, shown: Shown | None) -> tuple[str, _Claims]:
     """Verify a compact JWS with the key in its header; returns the key's name and the claims."""

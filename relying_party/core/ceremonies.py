@@ -128,6 +128,9 @@ class _ClientData(msgspec.Struct, rename="camel"):
     cross_origin: bool | Nothing = False
     top_origin: str | Nothing = None
 
+    def __repr__(self) -> str:
+        return "_ClientData()"  # it holds a secret
+
 
 @dataclass(init=False, frozen=True)
 class _MarkedClientData(CollectedClientData):

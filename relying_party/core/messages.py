@@ -103,6 +103,9 @@ class _StepUpOptions(msgspec.Struct, forbid_unknown_fields=True):
 class _Refresh(msgspec.Struct, forbid_unknown_fields=True):
     refresh_token: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
+    def __repr__(self) -> str:
+        return "_Refresh()"  # it holds a secret
+
 
 class _DisplayName(msgspec.Struct, forbid_unknown_fields=True):
     display_name: str
@@ -123,6 +126,9 @@ class _Assertion(msgspec.Struct, rename="camel"):
     authenticator_data: str
     signature: str
     user_handle: str | Nothing = None
+
+    def __repr__(self) -> str:
+        return "_Assertion()"  # it holds a secret
 
 
 class _Credential(msgspec.Struct, rename="camel"):

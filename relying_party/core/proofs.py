@@ -56,6 +56,9 @@ class _Claims(msgspec.Struct):
     ath: str | None = None
     nonce: str | None = None
 
+    def __repr__(self) -> str:
+        return "_Claims()"  # it holds a secret
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:

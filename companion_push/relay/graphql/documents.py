@@ -60,6 +60,9 @@ class Submitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     variables: dict[str, Any] | None = None
     extensions: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        return "Submitted()"  # it holds a secret
+
     def known_as(self) -> str | None:
         """The SHA-256 of a document that is not sent along, in hexadecimal: ``documentId``, or as Apollo's clients say it."""
         if self.document_id is not None:

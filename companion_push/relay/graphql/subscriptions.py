@@ -59,18 +59,30 @@ class Code:
 class _Init(msgspec.Struct, frozen=True, tag="connection_init", tag_field="type"):
     payload: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        return "_Init()"  # it holds a secret
+
 
 class _Ping(msgspec.Struct, frozen=True, tag="ping", tag_field="type"):
     payload: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return "_Ping()"  # it holds a secret
 
 
 class _Pong(msgspec.Struct, frozen=True, tag="pong", tag_field="type"):
     payload: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        return "_Pong()"  # it holds a secret
+
 
 class _Subscribe(msgspec.Struct, frozen=True, tag="subscribe", tag_field="type"):
     id: str
     payload: Submitted
+
+    def __repr__(self) -> str:
+        return "_Subscribe()"  # it holds a secret
 
 
 class _Complete(msgspec.Struct, frozen=True, tag="complete", tag_field="type"):
