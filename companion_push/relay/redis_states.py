@@ -11,9 +11,11 @@ It is asked in the threads of a database's transactions, and each of them waits 
 import asyncio
 import contextlib
 import hashlib
+import logging
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -28,9 +30,10 @@ from headless_passkey.process.tasks import to_its_end
 try:
     import redis
     from redis.backoff import NoBackoff
-    from redis.cluster import ClusterNode, RedisCluster
+    from redis.cluster import PRIMARY, ClusterNode, RedisCluster
     from redis.exceptions import (
         AuthenticationError,
+        MasterDownError,
         NoScriptError,
         ReadOnlyError,
         RedisClusterException,
@@ -43,6 +46,8 @@ except ImportError as error:
         "account states in Valkey or Redis need redis-py", SetupReason.MISSING_PACKAGE, extra="redis"
     ) from error
 
+logger = logging.getLogger(__name__)
+
 CONNECTIONS: Final = 16  # to one server, at most; one for each transaction at a time
 OLDEST: Final = 7  # Redis's version, which Valkey names too
 BUCKETS: Final = (
@@ -53,29 +58,65 @@ _AWAY_SECONDS: Final = 1.0  # for which what did not answer is not asked: thousa
 # seconds after the end of a value until it expires: the sweep comes first, and the server's clock may jump by that much
 _LATER: Final = 86_400.0
 _VERSION: Final = 8  # bytes
+_NOT_TAKEN: Final = "the server does not take this user with this password"
 _AT_ONCE: Final = 32  # buckets that are asked at once
 
+# values that no relay has written: of another type, or without a version; and a command on a key that may be of another type
+_FOREIGN: Final = """
+local function foreign(reply)
+  return type(reply) == 'table' and reply.err ~= nil and string.find(reply.err, 'WRONGTYPE', 1, true) ~= nil
+end
+local function nothing(stored)
+  return not stored or #stored < 9 or string.sub(stored, 1, 8) == string.rep('\\0', 8)
+end
+local function put(command, key, ...)
+  local reply = redis.pcall(command, key, ...)
+  if type(reply) ~= 'table' or not reply.err then return end
+  if foreign(reply) then redis.call('DEL', key) end
+  redis.call(command, key, ...)
+end
+"""
 # KEYS: value, envelopes, list. ARGV: the version before or nothing, the value or nothing, its milliseconds, the account, when time
 # changes it, how many envelopes are erased, their names, then names and envelopes
-_CAS: Final = """
-local stored = redis.call('GET', KEYS[1]) or ''
+_CAS: Final = (
+    _FOREIGN
+    + """
+local stored = redis.pcall('GET', KEYS[1])
+if type(stored) == 'table' and not foreign(stored) then return stored end
+if type(stored) == 'table' or nothing(stored) then stored = '' end
 if string.sub(stored, 1, 8) ~= ARGV[1] then return stored end
 if ARGV[2] == '' then
   redis.call('DEL', KEYS[1], KEYS[2])
-  redis.call('ZREM', KEYS[3], ARGV[4])
+  put('ZREM', KEYS[3], ARGV[4])
   return false
 end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])  -- the first that writes: only that is refused by a server that is full
-if stored == '' then redis.call('DEL', KEYS[2]) end
-redis.call('ZADD', KEYS[3], ARGV[5], ARGV[4])
 local sealed = 7 + tonumber(ARGV[6])
-for at = 7, sealed - 1 do redis.call('HDEL', KEYS[2], ARGV[at]) end
-for at = sealed, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1]) end
+-- a server that is full refuses the first command that needs memory, and none after one that writes: of this script it refuses
+-- new envelopes alone, so that what waits is claimed, ends and is swept
+if sealed > #ARGV then redis.pcall('HDEL', KEYS[2], '') end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+if stored == '' then redis.call('DEL', KEYS[2]) end
+put('ZADD', KEYS[3], ARGV[5], ARGV[4])
+for at = 7, sealed - 1 do put('HDEL', KEYS[2], ARGV[at]) end
+for at = sealed, #ARGV, 2 do put('HSET', KEYS[2], ARGV[at], ARGV[at + 1]) end
 redis.call('PEXPIRE', KEYS[2], ARGV[3])  -- with the value, as this script's time stands still
 return false
 """
+)
 # KEYS: value, list. ARGV: the account. What has expired is taken off the list, and what is there again stays
 _UNLIST: Final = "if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('ZREM', KEYS[2], ARGV[1]) end"
+# KEYS: value, envelopes. Deletes the state of which a relay has not written the one or the other, and says whether there was any
+_CLEAR: Final = (
+    _FOREIGN
+    + """
+local stored = redis.pcall('GET', KEYS[1])
+local rubbish = foreign(stored) or type(stored) == 'string' and nothing(stored)
+if rubbish or foreign(redis.pcall('HDEL', KEYS[2], '')) then return redis.call('DEL', KEYS[1], KEYS[2]) end
+return 0
+"""
+)
+# KEYS: list. ARGV: what no relay has written there. Deletes that, and a list of another type
+_CLEAR_LIST: Final = _FOREIGN + "for at = 1, #ARGV do put('ZREM', KEYS[1], ARGV[at]) end"
 
 T = TypeVar("T")
 
@@ -91,11 +132,15 @@ class RedisStates:
             int, float
         ] = {}  # until when what did not answer is not asked, by the monotonic clock
         self._scripts: dict[str, str] = {}  # their hashes
+        self._new_nodes: _NewNodes | None = None  # of a Cluster
 
     # What a store does
 
     def load(self, account: str, known: int = ABSENT) -> Value:
-        value = _value(self._ask(account, lambda client: client.get(self._keys(account)[0])))
+        stored = self._read(account, lambda client: client.get(self._keys(account)[0]))
+        value = _value(stored)
+        if stored is not None and value.version == ABSENT:
+            self._clear(account)
         return Value(known, None) if value.version == known else value
 
     def cas(self, write: Write) -> Value | None:
@@ -114,8 +159,8 @@ class RedisStates:
         if not wanted:
             return {}
         names = [_name(key) for key in wanted]
-        found = self._ask(account, lambda client: client.hmget(self._keys(account)[1], names))
-        return {key: sealed for key, sealed in zip(wanted, found, strict=True) if sealed is not None}
+        found = self._read(account, lambda client: client.hmget(self._keys(account)[1], names)) or []
+        return {key: sealed for key, sealed in zip(wanted, found, strict=bool(found)) if sealed is not None}
 
     def due(self, now: float, after: str | None) -> list[str]:
         """As `StateStore.due`. The order is that of the buckets, and of the accounts in each."""
@@ -128,33 +173,69 @@ class RedisStates:
         return found[: account_states.PORTION]
 
     def _due(self, buckets: range, now: float, after: str | None) -> list[str]:
-        def listed(client: Any) -> list[list[bytes]]:
-            asked = client.pipeline(transaction=False)
-            for bucket in buckets:
-                asked.zrangebyscore(self._list(bucket), "-inf", repr(now))
-            return asked.execute()  # type: ignore[no-any-return]
-
+        listed = self._each(
+            lambda asked: [asked.zrangebyscore(self._list(bucket), "-inf", repr(now)) for bucket in buckets]
+        )
+        names = [self._accounts(bucket, found) for bucket, found in zip(buckets, listed, strict=True)]
         accounts = [
             account
-            for bucket in self._ask(None, listed)
-            for account in sorted(name.decode() for name in bucket)
+            for account in chain.from_iterable(names)
             if after is None or (_bucket(account), account) > (_bucket(after), after)
         ]
+        there = self._each(lambda asked: [asked.exists(self._keys(account)[0]) for account in accounts])
+        for account, exists in zip(accounts, there, strict=True):
+            if not exists:
+                self._unlist(account)
+        return [account for account, exists in zip(accounts, there, strict=True) if exists]
 
-        def there(client: Any) -> list[int]:
-            asked = client.pipeline(transaction=False)
-            for account in accounts:
-                asked.exists(self._keys(account)[0])
-            return asked.execute()  # type: ignore[no-any-return]
+    def _each(self, questions: Callable[[Any], list[Any]]) -> list[Any]:
+        """Ask several questions at once; the answer to one that meets a key of another type is that error."""
 
-        is_there = dict(zip(accounts, self._ask(None, there), strict=True)) if accounts else {}
-        for account in (each for each, exists in is_there.items() if not exists):
-            self._unlist(account)
-        return [account for account, exists in is_there.items() if exists]
+        def asked(client: Any) -> list[Any]:
+            pipeline = client.pipeline(transaction=False)
+            if not questions(pipeline):
+                return []
+            # a pipeline would quote the keys of a command that fails, and with them accounts
+            answers: list[Any] = pipeline.execute(raise_on_error=False)
+            for answer in answers:
+                if isinstance(answer, Exception) and not _is_foreign(answer):
+                    raise answer
+            return answers
+
+        return self._ask(None, asked)
+
+    def _accounts(self, bucket: int, listed: list[bytes] | Exception) -> list[str]:
+        """The accounts of a list, in order. What no relay has written there is deleted."""
+        names = [] if isinstance(listed, Exception) else listed
+        accounts = sorted(filter(None, (_account(name, bucket) for name in names)))
+        if len(accounts) == len(names) and not isinstance(listed, Exception):
+            return accounts
+        others = [name for name in names if _account(name, bucket) is None] or [b""]
+        self._ask(None, lambda client: self._run(client, _CLEAR_LIST, (self._list(bucket),), others))
+        logger.error("the store has lost when accounts are to be swept: something else was in its place")
+        return accounts
 
     def _unlist(self, account: str) -> None:
         value, _, listed = self._keys(account)
         self._ask(account, lambda client: self._run(client, _UNLIST, (value, listed), [account]))
+
+    # What others have written
+
+    def _read(self, account: str, question: Callable[[Any], T]) -> T | None:
+        """Ask for something of an account. None where a key of it is of another type, and is deleted."""
+        try:
+            return self._ask(account, question)
+        except StoreUnavailable as error:
+            if not _is_foreign(error.__cause__):
+                raise
+        self._clear(account)
+        return None
+
+    def _clear(self, account: str) -> None:
+        """Delete what no relay has written: the account goes on without it, and whoever deletes it says so."""
+        keys = self._keys(account)[:2]
+        if self._ask(account, lambda client: self._run(client, _CLEAR, keys, [])):
+            logger.error("the store has lost what waited for an account: something else was in its place")
 
     # How it is asked
 
@@ -189,7 +270,8 @@ class RedisStates:
             with _translated():
                 return question(self.client)
         except StoreUnavailable as error:
-            if isinstance(error.__cause__, ReadOnlyError) and isinstance(self.client, redis.Redis):
+            is_replica = isinstance(error.__cause__, ReadOnlyError | MasterDownError)
+            if is_replica and isinstance(self.client, redis.Redis):
                 self.client.connection_pool.disconnect()  # the name may lead to another server, which is the primary now
             elif not isinstance(error.__cause__, ResponseError):
                 self._away[who] = monotonic() + _AWAY_SECONDS
@@ -206,8 +288,7 @@ class RedisStates:
                     self._connect(host, port)
             except StoreUnavailable as error:
                 if isinstance(error.__cause__, AuthenticationError):
-                    wrong = "the server does not take this user with this password"
-                    raise _unusable(wrong, SetupReason.STATE_UNWRITABLE) from error
+                    raise _unusable(_NOT_TAKEN, SetupReason.STATE_UNWRITABLE) from error
                 failed = error
             else:
                 self.look()
@@ -247,6 +328,7 @@ class RedisStates:
             ssl=self._place.tls,
             **settings,
         )
+        self._new_nodes = _NewNodes(self.client)
 
     def _settings(self) -> dict[str, Any]:
         """The settings of each connection."""
@@ -297,8 +379,36 @@ class RedisStates:
         client = getattr(self, "client", None)
         if client is not None:
             client.close()
+            if self._new_nodes is not None:
+                self._new_nodes.close()
             if not self.is_cluster:
                 client.connection_pool.disconnect()
+
+
+class _NewNodes:
+    """The nodes of a Cluster that have no slot yet, to which an ASK leads when the first one is moved there.
+
+    redis-py 8.1 finds none of that name, and fails with an AttributeError.
+    """
+
+    def __init__(self, cluster: RedisCluster) -> None:
+        self._nodes: dict[str, ClusterNode] = {}  # by their names
+        self._find = cluster.nodes_manager.get_node
+        cluster.nodes_manager.get_node = self._get_node  # type: ignore[method-assign]  # its pipelines share that
+
+    def _get_node(
+        self, host: str | None = None, port: int | None = None, node_name: str | None = None
+    ) -> ClusterNode | None:
+        found = self._find(host, port, node_name)
+        if found is not None or node_name is None:
+            return found
+        at, _, number = node_name.rpartition(":")
+        return self._nodes.setdefault(node_name, ClusterNode(at, int(number), PRIMARY))  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        for node in self._nodes.values():
+            if node.redis_connection is not None:
+                node.redis_connection.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,6 +436,8 @@ def _translated() -> Iterator[None]:
         yield
     except (RedisError, RedisClusterException, OSError) as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, AuthenticationError):
+            said = _NOT_TAKEN
         raise StoreUnavailable(f"the account states do not answer: {said}") from error
 
 
@@ -337,6 +449,17 @@ def _unusable(message: str, reason: SetupReason) -> StoreUnusable:
 
 def _bucket(account: str) -> int:
     return zlib.crc32(account.encode()) % BUCKETS
+
+
+def _account(name: bytes, bucket: int) -> str | None:
+    """The account that a list of this bucket has under a name; None where no relay has written it."""
+    account = name.decode(errors="replace")
+    return account if account.isascii() and account.isprintable() and _bucket(account) == bucket else None
+
+
+def _is_foreign(error: BaseException | None) -> bool:
+    """Whether a key is of another type than relays make there."""
+    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
 
 
 def _name(key: EnvelopeKey) -> str:
@@ -359,7 +482,7 @@ def _version(version: int) -> bytes:
 
 
 def _value(stored: bytes | None) -> Value:
-    if not stored:
+    if stored is None or len(stored) <= _VERSION or not any(stored[:_VERSION]):
         return Value(ABSENT, None)
     return Value(int.from_bytes(stored[:_VERSION], "big"), stored[_VERSION:])
 

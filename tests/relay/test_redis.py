@@ -230,13 +230,24 @@ async def test_a_look_warns_of_what_loses_data() -> None:
     assert [each.partition(":")[0] for each in warnings] == ["appendonly is off", "there is no replica"]
 
 
-async def test_a_server_that_is_full_refuses_and_keeps_what_it_has(place: RedisPlace) -> None:
-    async with of_its_own("redis") as server, open_redis(server.place()) as states:
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize("engine", ["redis", "valkey"])
+async def test_a_server_that_is_full_refuses_new_requests_and_what_waits_is_claimed_and_ends(
+    engine: str,
+) -> None:
+    async with of_its_own(engine) as server, open_redis(server.place()) as states:
         assert states.cas(write("alice", 5)) is None
         server.do("CONFIG", "SET", "maxmemory", 1)
-        with pytest.raises(StoreUnavailable, match="maxmemory"):
-            states.cas(write("bob", 6))
+        for refused in (write("bob", 6), write("alice", 6, over=5)):
+            with pytest.raises(StoreUnavailable, match="maxmemory"):
+                states.cas(refused)
         assert states.load("alice") == Value(5, b"value")
+        assert states.cas(write("alice", 7, over=5, data=b"a longer value", sealed={})) is None
+        assert states.cas(write("alice", 8, over=7, sealed={}, erased=[ANNAS])) is None
+        assert states.envelopes("alice", [ANNAS]) == {}
+        assert states.cas(write("carol", 6, sealed={})) is None
+        assert states.due(1.0, None) == ["alice", "carol"]
+        assert states.cas(write("alice", ABSENT, over=8, data=None, sealed={})) is None
         server.do("CONFIG", "SET", "maxmemory", 0)
         assert states.cas(write("bob", 6)) is None
 

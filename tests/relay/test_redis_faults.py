@@ -16,6 +16,7 @@ from companion_push.relay.account_states import Value
 from companion_push.relay.app import RELAY
 from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.redis_states import RedisStates, open_redis
+from tests.ports import reserved_port
 from tests.relay import redis_servers
 from tests.relay.household import Reply, fresh_id
 from tests.relay.redis_servers import RedisCluster, RedisServer
@@ -165,12 +166,15 @@ async def named(port: int) -> AsyncIterator[tuple[Name, RedisPlace]]:
         yield name, RedisPlace(hosts=(("127.0.0.1", server.sockets[0].getsockname()[1]),))
 
 
+@pytest.mark.parametrize("serves_stale_data", ["yes", "no"])
 @pytest.mark.parametrize("engine", ["redis", "valkey"])
 async def test_states_are_at_the_new_primary_when_the_name_leads_to_it_though_the_old_one_lives(
     engine: str,
+    serves_stale_data: str,
 ) -> None:
-    """Nobody cuts the connections to the old one, which refuses writes (READONLY)."""
-    old, new = await asyncio.to_thread(lambda: (RedisServer(engine), RedisServer(engine)))
+    """Nobody cuts the connections to the old one, which refuses writes (READONLY), or all it is asked (MASTERDOWN)."""
+    at_once = "repl-diskless-sync-delay 0"
+    old, new = await asyncio.to_thread(lambda: (RedisServer(engine, at_once), RedisServer(engine, at_once)))
     try:
         new.do("REPLICAOF", "127.0.0.1", old.port)
         await until(lambda: is_replica(new))
@@ -178,7 +182,8 @@ async def test_states_are_at_the_new_primary_when_the_name_leads_to_it_though_th
             assert await asyncio.to_thread(states.cas, write("alice", 5)) is None
             assert old.do("WAIT", 1, 0) >= 1
             new.do("REPLICAOF", "NO", "ONE")
-            old.do("REPLICAOF", "127.0.0.1", new.port)
+            old.do("CONFIG", "SET", "replica-serve-stale-data", serves_stale_data)
+            old.do("REPLICAOF", "127.0.0.1", new.port if serves_stale_data == "yes" else reserved_port())
             name.port = new.port
             with pytest.raises(StoreUnavailable):
                 await asyncio.to_thread(states.cas, write("alice", 6, over=5))
