@@ -35,7 +35,7 @@ import msgspec
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from companion_push.errors import StoreBusy, StoreUnavailable
+from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from companion_push.identity.authority import (
     AccountAuthority,
     AuthorityUnavailable,
@@ -112,7 +112,7 @@ from companion_push.serving.webhook import Webhook
 from companion_push.serving.webhook_client import WebhookClient
 from headless_passkey.errors import SetupReason, UsageError
 from headless_passkey.mends import setup_error
-from headless_passkey.process.tasks import end, until_done
+from headless_passkey.process.tasks import end, to_its_end, until_done
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import AccountCode
 
@@ -318,6 +318,8 @@ class RelayEndpoints:
     ) -> None:
         self._config = config
         self._own_states = states
+        self._look: Callable[[], object] | None = None  # at the servers of states beside the database
+        self._unusable = ""  # what it has found wrong, as was logged last
         self._states_beside = config.states is not None  # their store commits by itself
         self.traces = traces
         self._authority = authority
@@ -884,12 +886,14 @@ class RelayEndpoints:
         # those who came together do not all go together
         return _ticks() + self._config.stream_life * random.uniform(0.8, 1)  # noqa: S311
 
-    async def run(self, caller: str, operation: Operation, *, called: bool = True) -> Answer:
+    async def run(
+        self, caller: str, operation: Operation, *, called: bool = True, tries: Tries | None = None
+    ) -> Answer:
         """One transaction, and the held requests it wakes. It is shielded: a client's disconnect stops neither.
 
-        called: whether it is a call of the caller, which renews its leases.
+        called: whether it is a call of the caller, which renews its leases. tries: of transactions that failed, which it repeats.
         """
-        transaction = self._begin(caller, operation, called=called)
+        transaction = self._begin(caller, operation, called=called, tries=tries)
         if transaction.done():
             return transaction.result()
         if not isinstance(transaction, asyncio.Task):
@@ -900,11 +904,13 @@ class RelayEndpoints:
             transaction.add_done_callback(_unheard)
             raise
 
-    def _begin(self, caller: str, operation: Operation, *, called: bool = True) -> "asyncio.Future[Answer]":
+    def _begin(
+        self, caller: str, operation: Operation, *, called: bool = True, tries: Tries | None = None
+    ) -> "asyncio.Future[Answer]":
         """Begin a transaction, which is done before the store is closed: at once, where it has to wait for nothing."""
         began, own_states = _ticks(), self._own_states
         span = None if self.traces is None else self.traces.begin("store transaction")
-        tries = Tries()
+        tries = Tries() if tries is None else tries
 
         def work(db: Transaction) -> Answer:
             asked = (
@@ -1121,7 +1127,7 @@ class RelayEndpoints:
         from companion_push.relay.redis_states import open_redis  # noqa: PLC0415  it needs an extra
 
         async with open_redis(self._config.states) as states:
-            self._own_states = states
+            self._own_states, self._look = states, states.look
             yield
 
     async def _share(self, nodes: Nodes) -> None:
@@ -1147,9 +1153,37 @@ class RelayEndpoints:
         """Renew the leases of all claims where nobody has served for a while: no holder could call."""
         if not (await self.run("", operations.was_away)).body["away"]:
             return
-        after, first = None, True
+        await self._in_portions(operations.renew_leases, operations.renew_leases_of)
+
+    async def _in_portions(
+        self, work: Callable[..., Operation], of_account: Callable[[str], Operation]
+    ) -> int:
+        """Do what is to be done to all accounts, in portions, each of them short for the event loop's sake; returns how many
+        requests it has changed.
+
+        Of a store beside the database some accounts may not be had, as while a slot is moved: then each account of the portion
+        has a transaction of its own, and these are left out, so that the others do not wait for them.
+        """
+        changed, after, first = 0, None, True
+        left_out: list[StoreUnavailable] = []
         while first or after is not None:
-            after, first = (await self.run("", operations.renew_leases(after))).body["next"], False
+            tries = Tries()
+            try:
+                answer = await self.run("", work(after), tries=tries)
+            except StoreUnavailable as error:
+                if not self._states_beside or isinstance(error, StoreBusy):
+                    raise
+                answer = await self.run("", work(after, alone=True))
+                # with those that it had written before it failed: what has changed of them is not stored yet
+                for account in sorted({*tries.written, *answer.body["accounts"]}):
+                    try:
+                        changed += (await self.run("", of_account(account), tries=tries)).body["changed"]
+                    except StoreUnavailable as refused:
+                        left_out.append(refused)
+            changed, after, first = changed + answer.body["changed"], answer.body["next"], False
+        if left_out:
+            logger.warning("%d accounts could not be looked at: %s", len(left_out), left_out[0])
+        return changed
 
     async def _keep_pushes(self) -> None:
         """Keep this process' pushes regularly, and take up those of processes that were killed."""
@@ -1172,17 +1206,35 @@ class RelayEndpoints:
         """Sweep the store regularly; a failure is logged and does not end the loop."""
         while True:
             try:
-                changed, after, first = 0, None, True
-                while first or after is not None:  # each portion is short, for the event loop's sake
-                    answer = await self.run("", operations.sweep(after))
-                    changed, after, first = changed + answer.body["changed"], answer.body["next"], False
+                changed = await self._in_portions(operations.sweep, operations.sweep_of)
                 self._leases.forget(self.clock())
+                await self.look_at_states()
                 logger.debug("swept: %d requests changed, %d held", changed, len(self.held_requests))
             except StoreUnavailable as error:
                 logger.warning("the store could not be swept: %s", error)
             except Exception as error:  # noqa: BLE001  one that is a bug must not end the sweeping
                 logger.error("the store could not be swept: %s", place_of(error))  # noqa: TRY400
             await asyncio.sleep(operations.SWEEP_SECONDS)
+
+    async def look_at_states(self) -> None:
+        """Log it when the servers of the account states are set up to lose them, once, and once when they no longer are.
+
+        A relay that is running goes on with them, with which none would start: what is there is not lost yet.
+        """
+        if self._look is None:
+            return
+        try:
+            await to_its_end(asyncio.to_thread(self._look))
+            unusable = ""
+        except StoreUnusable as error:
+            unusable = str(error)
+        except StoreUnavailable:
+            return  # whoever asks them says so
+        if unusable and unusable != self._unusable:
+            logger.error("%s", unusable)
+        if self._unusable and not unusable:
+            logger.warning("the servers of the account states are set up as is needed again")
+        self._unusable = unusable
 
 
 RELAY: Final = web.AppKey("relay", RelayEndpoints)

@@ -1178,19 +1178,33 @@ def let_pushes_go(call: Call) -> Answer:
     return Answer(body={})
 
 
-def renew_leases(after: str | None) -> Operation:
-    """Renew the leases of a portion of the accounts, since nobody could call for a while; its answer says as that of `sweep`
-    where the next one begins.
-    """
+def renew_leases(after: str | None, *, alone: bool = False) -> Operation:
+    """Renew the leases of a portion of the accounts, since nobody could call for a while. after, alone, and its answer: as `sweep`."""
 
     def operation(call: Call) -> Answer:
         due = call.states.due(after)
-        for account in due:
-            leased = [request for request in call.states.of(account).requests if request.leased]
-            call.states.save(*(replace(request, heard_at=call.now) for request in leased))
-        return Answer(body={"next": due[-1] if len(due) == account_states.PORTION else None})
+        if not alone:
+            for account in due:
+                renew_leases_of(account)(call)
+        return Answer(body={"changed": 0, "next": _next(due), "accounts": due})
 
     return operation
+
+
+def renew_leases_of(account: str) -> Operation:
+    """Renew the leases of an account, as `renew_leases` does."""
+
+    def operation(call: Call) -> Answer:
+        leased = [request for request in call.states.of(account).requests if request.leased]
+        call.states.save(*(replace(request, heard_at=call.now) for request in leased))
+        return Answer(body={"changed": 0})
+
+    return operation
+
+
+def _next(due: list[str]) -> str | None:
+    """After which account the next portion begins; None after the last one."""
+    return due[-1] if len(due) == account_states.PORTION else None
 
 
 def was_away(call: Call) -> Answer:
@@ -1215,26 +1229,38 @@ def record_event(event: Event, attempt: Attempt, *, chance: float) -> Operation:
     return operation
 
 
-def sweep(after: str | None) -> Operation:
-    """Store what time has changed of a portion of the accounts; its answer says after which the next one begins, or None.
+def sweep(after: str | None, *, alone: bool = False) -> Operation:
+    """Store what time has changed of a portion of the accounts; its answer says which these are, and after which the next one
+    begins, or None.
 
-    The first portion, with None, also deletes what has expired, counts the muted devices, and takes up the pushes that nobody has handed over.
+    alone: leave the accounts as they are, since each has a transaction of its own afterwards. The first portion, with None, also deletes what has expired, counts the muted devices, and takes up the pushes that nobody has handed over.
     Of several processes one sweeps at a time.
     """
 
     def operation(call: Call) -> Answer:
         if after is None and call.several and not turns.take(call.db, "sweep", SWEEP_SECONDS, call.now):
-            return Answer(body={"changed": 0, "next": None}, muted=mutes.count(call.db))
+            return Answer(body={"changed": 0, "next": None, "accounts": []}, muted=mutes.count(call.db))
         due = call.states.due(after)
-        changed = [change for account in due for change in _swept(call, account)]
+        changed = [] if alone else [change for account in due for change in _swept(call, account)]
         taken = Answer(body={})
         if after is None:
             accounts.sweep_accounts(call.db, call.now)
             if not call.tells_account:
                 account_events.clear(call.db)
-            taken = replace(take_up_pushes(call), muted=mutes.count(call.db))
-        further = due[-1] if len(due) == account_states.PORTION else None
-        return replace(taken, body={"changed": len(changed), "next": further}, changed=tuple(changed))
+            # `keep_pushes` looks for them too, and what they are about may be in a state that cannot be had
+            taken = replace(taken if alone else take_up_pushes(call), muted=mutes.count(call.db))
+        body = {"changed": len(changed), "next": _next(due), "accounts": due}
+        return replace(taken, body=body, changed=tuple(changed))
+
+    return operation
+
+
+def sweep_of(account: str) -> Operation:
+    """Store what time has changed of an account, as `sweep` does."""
+
+    def operation(call: Call) -> Answer:
+        changed = _swept(call, account)
+        return Answer(body={"changed": len(changed)}, changed=tuple(changed))
 
     return operation
 
