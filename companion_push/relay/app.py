@@ -373,6 +373,7 @@ class RelayEndpoints:
             clock=self.clock,
             held_calls=lambda: len(self.held_requests),
             transactions=lambda: len(self._transactions),
+            log_bytes=lambda: 0 if self._database is None else self._database.log_bytes,
             used_proofs=lambda: len(self._used_proofs),
             pushes=lambda: len(self._notifier.in_flight),
             failing_services=lambda: sum(self._notifier.failing.values()),

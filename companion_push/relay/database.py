@@ -7,15 +7,21 @@ power cut. Syncs are made by one thread, one at a time, and each serves all who 
 While another process holds the write lock, transactions wait in their order, `_BUSY_SECONDS` from the call of each at most, and
 the event loop goes on. After the file was moved, deleted or replaced, every transaction fails: its change would be in a file
 that nobody reads again. After a sync that failed every transaction fails until the store is opened again: what the system
-could not write it may have dropped, and the next sync would not say so.
+could not write it may have dropped, and the next sync would not say so. The write-ahead log is not copied into the file any more
+then, also not when the store is closed: a page of it that was dropped reads as what the disk had before. An opening goes by the
+log's checksums, and copies what is whole before anything is answered.
 """
 
 import asyncio
 import contextlib
 import fcntl
+import logging
+import math
 import os
 import sqlite3
 import stat
+import struct
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +43,11 @@ _BUSY_PAUSE: Final = 0.005  # seconds until a locked store is tried again
 COMMITS: Final = 256
 CHECKPOINT: Final = 4 << 20
 _TOO_LONG: Final = 8 * CHECKPOINT  # bytes of a log that is not kept for what comes next
+_COPY_PAUSE: Final = 1.0  # seconds until a log is copied again that could not be
+# the bytes of the file that whoever reads it locks, the first and how many (SQLite's file locking, "SHARED")
+_SHARED: Final = (0x40000002, 510)
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _Waiting: TypeAlias = list[tuple[asyncio.Future[Any], Any]]  # with what each gets
@@ -47,6 +58,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
+        self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")  # opens, and copies
         self._syncer = Thread(target=self._sync, name="store-sync", daemon=True)
         # the event loop to tell of each sync; None ends the thread. An executor takes 10 µs more to hand it over
@@ -56,7 +68,7 @@ class Database:
         self._paths: list[str] = []  # of the open files
         self._files: list[tuple[int, int]] = []  # what they are
         self._log = -1  # the write-ahead log's descriptor
-        self._size = 0  # bytes that it had when the last sync began
+        self._size = 0  # bytes that it had when the last sync began, or a transaction found no room
         self._turn = asyncio.Lock()  # of transactions while the store is locked
         self._commits = 0
         self._synced = 0  # so many commits are on the disk
@@ -67,6 +79,8 @@ class Database:
         self._copying: asyncio.Future[None] | None = None
         self._copied = 0  # so many commits were copied, or are being so
         self._kept = 0  # bytes of the log that are written over
+        self._copies_at = 0.0  # by the event loop's clock: when the log may be copied again
+        self._told: str | None = None  # why it is not copied, as was logged last
         self._damage: str | None = None  # why nothing is taken any more
 
     async def transact(
@@ -115,6 +129,14 @@ class Database:
         """Whether every commit is on the disk."""
         return self._synced >= self._commits
 
+    @property
+    def log_bytes(self) -> int:
+        """The length of the write-ahead log."""
+        try:
+            return os.fstat(self._log).st_size
+        except OSError:
+            return 0
+
     def time_of(self, db: object) -> float:  # noqa: ARG002  the system's clock is everybody's
         return time()
 
@@ -133,6 +155,10 @@ class Database:
         except sqlite3.Error as error:
             if _is_locked(error):
                 raise StoreBusy(f"another process keeps the store {self._path} locked") from error
+            if _is_unsynced(error):
+                raise self._damaged_by(error, str(error)) from error
+            if _is_full(error) or _extended(error) == sqlite3.SQLITE_IOERR_WRITE:  # so a quota is told
+                self._loop.call_soon_threadsafe(self._make_room)
             raise StoreUnavailable(f"the store does not answer: {error}") from error
         if self._connection.total_changes != before:
             self._commits += 1
@@ -174,8 +200,7 @@ class Database:
             return
         self._covered, self._is_syncing = self._commits, True
         self._to_sync.put(asyncio.get_running_loop())
-        with contextlib.suppress(OSError):  # which the sync meets, too
-            self._size = os.fstat(self._log).st_size
+        self._size = self.log_bytes
 
     def _sync(self) -> None:
         """Sync the write-ahead log whenever it is asked for, in a thread."""
@@ -185,23 +210,29 @@ class Database:
                 os.fdatasync(self._log)
             except OSError as error:
                 failed = error
-            loop.call_soon_threadsafe(self._end_sync, failed)
+            try:
+                loop.call_soon_threadsafe(self._end_sync, failed)
+            except RuntimeError:  # the loop was closed before its store, and nobody waits any more
+                return
 
     def _end_sync(self, failed: OSError | None) -> None:
         self._is_syncing = False
         if failed is not None:
-            self._damage = f"the store could not be written to the disk ({failed.strerror}): start again"
-            error = StoreUnavailable(self._damage)
-            error.__cause__ = failed
-            self._end_waiting(error)
+            self._end_waiting(self._damaged_by(failed, failed.strerror or "an error"))
         else:
             self._synced = self._covered
             self._end_waiting()
-            is_long = self._size > self._kept + CHECKPOINT or self._synced >= self._copied + COMMITS
-            if is_long and (self._copying is None or self._copying.done()):
-                self._copying = asyncio.ensure_future(self._copy(self._size))
+            if self._size > self._kept + CHECKPOINT or self._synced >= self._copied + COMMITS:
+                self._begin_copy()
         if self._waiting:
             self._begin_sync()
+
+    def _damaged_by(self, cause: Exception, why: str) -> StoreUnavailable:
+        """Take nothing any more, since a sync has failed; returns what to tell."""
+        self._damage = f"the store could not be written to the disk ({why}): start again"
+        error = StoreUnavailable(self._damage)
+        error.__cause__ = cause
+        return error
 
     def _end_waiting(self, error: StoreUnavailable | None = None) -> None:
         """End the waiting of those whom the sync serves, and who wait still."""
@@ -212,23 +243,60 @@ class Database:
             elif not each.done():
                 each.set_result(result)
 
+    def _make_room(self) -> None:
+        """Copy the log where the disk has no room for more of it: what comes next is written over what was copied."""
+        self._size = self.log_bytes
+        self._begin_copy()
+
+    def _begin_copy(self) -> None:
+        is_due = asyncio.get_running_loop().time() >= self._copies_at and self._damage is None
+        if is_due and (self._copying is None or self._copying.done()):
+            self._copying = asyncio.ensure_future(self._copy(self._size))
+
     async def _copy(self, size: int) -> None:
         """Copy the write-ahead log into the file (a checkpoint), and begin it again. size: bytes of the log.
 
         Most is copied beside transactions; they wait while the rest is. The log keeps its bytes, which are written over: that is
-        on the disk sooner than what makes a file longer.
+        on the disk sooner than what makes a file longer. One that could not be copied is left as it is, with all that is
+        acknowledged, until it is longer still; one that is too long, or for which there is no room, for a second.
         """
         self._copied = self._commits
-        with contextlib.suppress(
-            sqlite3.Error
-        ):  # what is acknowledged is in the log; the next one may succeed
+        failed: sqlite3.Error | None = None
+        is_done = False
+        try:
             await self._in_thread(lambda: self._checkpoint("PASSIVE"))
             async with self._turn:
-                await self._in_thread(lambda: self._checkpoint("RESTART" if size < _TOO_LONG else "TRUNCATE"))
+                how = "RESTART" if size < _TOO_LONG else "TRUNCATE"
+                is_done = await self._in_thread(lambda: self._checkpoint(how))
+        except sqlite3.Error as error:
+            failed = error
+        if failed is not None and _is_unsynced(failed):
+            logger.error("%s", self._damaged_by(failed, "of the file itself"))
+            return
         self._kept = size if size < _TOO_LONG else 0
+        if is_done:
+            self._tell(None)
+            return
+        if failed is not None and not _is_locked(failed):
+            self._tell(f"its write-ahead log cannot be copied: {failed}")
+        elif size >= _TOO_LONG:
+            self._tell("its write-ahead log grows while another program reads the store, or keeps it locked")
+        else:
+            return  # somebody reads for a moment
+        self._copies_at = max(self._copies_at, asyncio.get_running_loop().time() + _COPY_PAUSE)
 
-    def _checkpoint(self, how: str) -> None:
-        self._checkpoints.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+    def _tell(self, trouble: str | None) -> None:
+        """Log that the log cannot be begun again, and that it can: once each."""
+        if trouble is not None and self._told is None:
+            logger.warning("the store %s: %s (%d MiB now)", self._path, trouble, self.log_bytes >> 20)
+        if trouble is None and self._told is not None:
+            logger.warning("the store %s: its write-ahead log is copied and begun again", self._path)
+        self._told = trouble
+
+    def _checkpoint(self, how: str) -> bool:
+        """Copy what can be copied, and then begin again unless `how` is ``PASSIVE``; returns whether all of that was done."""
+        is_busy, _, _ = self._checkpoints.execute(f"PRAGMA wal_checkpoint({how})").fetchone()
+        return not is_busy
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -242,11 +310,19 @@ class Database:
         if self._copying is not None:
             await until_done(self._copying)
 
+    async def _end(self) -> None:
+        """Wait as `_settled`, and begin no other copy: closing is one."""
+        self._copies_at = math.inf
+        await self._settled()
+
     def _open(self) -> None:
         with _translated(self._path):
             _make_private_file(self._path)
             self._connection = _connect(self._path)
             _migrate(self._connection)
+            # What of the log is read here may be in the system's memory only, after a sync of before that failed. In the file it
+            # is synced before anybody is told of it
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             # from here on commits are synced by `_sync`, and the log is copied by `_checkpoint`
             for pragma in ("synchronous=NORMAL", "wal_autocheckpoint=0", "busy_timeout=0"):
                 self._connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -264,9 +340,10 @@ class Database:
         if self._syncer.is_alive():
             self._to_sync.put(None)
             self._syncer.join()
-        for connection in ("_checkpoints", "_connection"):
-            if hasattr(self, connection):
-                getattr(self, connection).close()
+        with contextlib.nullcontext() if self._damage is None else _log_kept(self._path):
+            for connection in ("_checkpoints", "_connection"):
+                if hasattr(self, connection):
+                    getattr(self, connection).close()
         if self._log >= 0:
             os.close(self._log)
 
@@ -276,6 +353,22 @@ def _fail(waiting: "asyncio.Future[Any]", error: StoreUnavailable) -> None:
     if not waiting.done():
         waiting.set_exception(error)
         waiting.exception()
+
+
+@contextlib.contextmanager
+def _log_kept(path: Path) -> Iterator[None]:
+    """Let SQLite close its connections as it does while another program reads the file: it copies no log then, and removes none.
+
+    Without Linux' locks of an open file it copies.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a file that is gone is not copied into either
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            held.callback(os.close, descriptor)
+            if sys.platform == "linux":
+                lock = struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, *_SHARED, 0)
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+        yield
 
 
 def _sync_folder(folder: Path) -> None:
@@ -298,7 +391,7 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
         yield database
     finally:
         try:
-            await database._settled()  # noqa: SLF001
+            await database._end()  # noqa: SLF001
         finally:
             await to_its_end(asyncio.to_thread(database._close))  # noqa: SLF001
 
@@ -367,22 +460,39 @@ def _translated(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if _is_locked(error):
             raise StoreBusy(f"another process keeps the store {path} locked") from error
-        full = _code(error) == sqlite3.SQLITE_FULL
-        reason = SetupReason.DISK_FULL if full else SetupReason.STATE_UNWRITABLE
-        raise StoreUnusable(f"cannot use the store {path}: {error}", reason=reason) from error
+        if _is_full(error):
+            why, reason = f"the disk is full ({error})", SetupReason.DISK_FULL
+        else:
+            why, reason = str(error), SetupReason.STATE_UNWRITABLE
+        raise StoreUnusable(f"cannot use the store {path}: {why}", reason=reason) from error
     except sqlite3.DatabaseError as error:
-        raise StoreUnusable(
-            f"{path} is not a store of this program", reason=SetupReason.STATE_DAMAGED
-        ) from error
+        damaged = _code(error) == sqlite3.SQLITE_CORRUPT
+        what = (
+            f"the store {path} is damaged ({error})" if damaged else f"{path} is not a store of this program"
+        )
+        raise StoreUnusable(what, reason=SetupReason.STATE_DAMAGED) from error
 
 
 def _is_locked(error: sqlite3.Error) -> bool:
     return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
+def _is_full(error: sqlite3.Error) -> bool:
+    """Whether the disk has no room for the file or its log, or for the log's index."""
+    return _code(error) == sqlite3.SQLITE_FULL or _extended(error) == sqlite3.SQLITE_IOERR_SHMSIZE
+
+
+def _is_unsynced(error: sqlite3.Error) -> bool:
+    return _extended(error) == sqlite3.SQLITE_IOERR_FSYNC
+
+
 def _code(error: sqlite3.Error) -> int:
     """SQLite's primary result code; 0 for the module's own errors, which have none."""
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+    return _extended(error) & 0xFF
+
+
+def _extended(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0))
 
 
 def _make_private_file(path: Path) -> None:

@@ -44,6 +44,7 @@ class RelayMetrics:
         clock: Callable[[], float],
         held_calls: Callable[[], int],
         transactions: Callable[[], int],
+        log_bytes: Callable[[], int],
         used_proofs: Callable[[], int],
         pushes: Callable[[], int],
         failing_services: Callable[[], int],
@@ -84,6 +85,11 @@ class RelayMetrics:
         )
         Gauge("held_calls", "Calls that wait for news.", **place).set_function(held_calls)
         Gauge("transactions", "Transactions that run or wait.", **place).set_function(transactions)
+        Gauge(
+            "store_log_bytes",
+            "Bytes of the write-ahead log beside the store's file; 0 with a database.",
+            **place,
+        ).set_function(log_bytes)
         Gauge("used_proofs", "Ids of proofs that are remembered.", **place).set_function(used_proofs)
         self._pushes = Counter(
             "pushes", "Pushes by channel, purpose and outcome.", ["channel", "purpose", "outcome"], **place

@@ -99,6 +99,10 @@ class PostgresStore(database.Database):
     def is_on_disk(self) -> bool:
         return True
 
+    @property
+    def log_bytes(self) -> int:
+        return 0
+
     def on_disk(self, result: T) -> "asyncio.Future[T]":
         """Every commit is on the disk when it is done."""
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()

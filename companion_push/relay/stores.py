@@ -47,6 +47,11 @@ class Store(Protocol):
         """Wait until every commit of before is on the disk: from now on, whenever the future is awaited. It has the result then."""
         ...
 
+    @property
+    def log_bytes(self) -> int:
+        """The length of a file's write-ahead log; 0 of a database, which has its own."""
+        ...
+
     def time_of(self, db: Transaction) -> float:
         """The time at which a transaction acts, Unix seconds: the same clock for all processes."""
         ...

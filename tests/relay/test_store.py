@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import random
+import re
 import shutil
 import sqlite3
 import stat
@@ -30,10 +31,12 @@ from companion_push.relay.operations import Answer, Call, sweep
 from companion_push.relay.problems import Problem, Slug
 from headless_passkey.errors import SetupReason
 from headless_passkey.request import RequestState
+from tests.loop_clock import LoopClock
 from tests.relay.states import NOW, REQUEST, OpeningThatWaits, in_rows, stored_requests
 from tests.relay.stores import of_files
 
 pytestmark = of_files
+BACK_UP: Final = Path(__file__).parents[2] / "docs/how-to/back-up.md"
 SEALED = b"sealed for anna alone"
 LEASES = LeasesInMemory(1_000_000, began=NOW)  # nobody vanishes
 
@@ -239,6 +242,56 @@ async def test_a_sync_that_fails_acknowledges_nothing_then_and_later(
         assert await again.transact(names, durable=lambda _: False) == ["alice", "bert", "cleo"]
 
 
+@pytest.mark.threat("T16")
+async def test_a_store_that_ends_after_a_sync_that_failed_keeps_what_was_acknowledged(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the system has dropped of the log reads as it was before, and must not be copied into the file."""
+    async with open_database(path) as database:
+        await database.transact(lambda db: add(db, "alice"))
+        on_the_disk = contents_of_log(path)
+        disk = Disk(monkeypatch)
+        disk.let_through(OSError(errno.EIO, "Input/output error"))
+        with pytest.raises(StoreUnavailable, match="could not be written to the disk"):
+            await database.transact(lambda db: add(db, "bert"))
+        write_log(path, on_the_disk + bytes(size_of(path, "-wal") - len(on_the_disk)))
+    assert names_after(path) == ["alice"]
+
+
+@pytest.mark.threat("T16")
+async def test_a_copy_that_cannot_be_synced_is_the_last(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "COMMITS", 1)
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+
+    def fail(_how: str) -> bool:
+        raise error
+
+    monkeypatch.setattr(database, "_checkpoint", fail)
+    await database.transact(lambda db: add(db, "alice"))
+    await database._settled()
+    with pytest.raises(StoreUnavailable, match="could not be written to the disk"):
+        await database.transact(names, durable=lambda _: False)
+    assert in_the_file(path, "alice") == []
+
+
+@pytest.mark.threat("T16")
+async def test_what_an_opening_reads_is_in_the_file_before_anybody_is_told_of_it(
+    path: Path, tmp_path: Path, database: Database
+) -> None:
+    """In the log it may be what the system could not write, and keeps all the same."""
+    await database.transact(lambda db: add(db, "alice"))
+    killed = tmp_path / "killed"
+    killed.mkdir(mode=0o700)
+    for end in ("", "-wal"):
+        shutil.copy(f"{path}{end}", killed)
+    assert in_the_file(killed / path.name, "alice") == []
+    async with open_database(killed / path.name):
+        assert in_the_file(killed / path.name, "alice") == ["alice"]
+
+
 async def test_nobody_is_told_what_is_not_on_the_disk(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +340,15 @@ async def test_a_power_cut_leaves_what_was_acknowledged(
             found = names_after(after / path.name)
             assert found == [f"{each}" for each in range(number + 1)]
             await database._settled()
+
+
+def contents_of_log(path: Path) -> bytes:
+    return Path(f"{path}-wal").read_bytes()
+
+
+def write_log(path: Path, content: bytes) -> None:
+    with Path(f"{path}-wal").open("r+b") as log:
+        log.write(content)
 
 
 def names_after(path: Path) -> list[str]:
@@ -373,6 +435,114 @@ async def test_a_log_that_another_program_reads_is_copied_later(
     assert in_the_file(path, "alice", "bert") == ["alice", "bert"]
 
 
+async def test_a_log_that_grows_since_another_program_reads_is_told_once(
+    path: Path,
+    database: Database,
+    loop_clock: LoopClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(database_module, "CHECKPOINT", 1 << 15)
+    monkeypatch.setattr(database_module, "_TOO_LONG", 1 << 17)
+    loop_clock.stop()
+    copies: list[str] = []
+    checkpoint = database._checkpoint
+
+    def counted(how: str) -> bool:
+        copies.append(how)
+        return checkpoint(how)
+
+    monkeypatch.setattr(database, "_checkpoint", counted)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM accounts").fetchall()
+
+    async def change(number: int) -> None:
+        await database.transact(lambda db: adds(db, number))
+        await database._settled()
+
+    await change(0)
+    assert copies == ["PASSIVE", "TRUNCATE"]
+    await change(1)  # within a second
+    loop_clock.passes(database_module._COPY_PAUSE)
+    await change(2)
+    assert len(copies) == 4
+    assert [record.getMessage().rpartition(" (")[0] for record in caplog.records] == [
+        f"the store {path}: its write-ahead log grows while another program reads the store, or keeps it locked"
+    ]
+    other.execute("ROLLBACK")
+    other.close()
+    assert database.log_bytes == size_of(path, "-wal") > 3 * (1 << 17)
+    loop_clock.passes(database_module._COPY_PAUSE)
+    await change(3)
+    assert database.log_bytes == 0
+    assert caplog.records[-1].getMessage().endswith("its write-ahead log is copied and begun again")
+    assert len(caplog.records) == 2
+
+
+async def test_the_documented_copy_is_made_whatever_is_written_meanwhile(
+    path: Path, database: Database
+) -> None:
+    """A copy by ``.backup`` begins again after each change of another program."""
+    found = re.search(r'^sqlite3 companion-push\.sqlite3 "(.+)"$', BACK_UP.read_text(), re.MULTILINE)
+    assert found is not None
+    copy = path.with_name("copy.sqlite3")
+    statement = found[1].replace("copy.sqlite3", str(copy))
+
+    def make() -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute(statement)
+
+    await database.transact(lambda db: adds(db, 0))
+    copying = asyncio.ensure_future(asyncio.to_thread(make))
+    added = 200
+    while not copying.done():
+        await database.transact(lambda db, name=f"{added}": add(db, name))  # type: ignore[misc]
+        added += 1
+    await copying
+    os.chmod(copy, 0o600)  # noqa: PTH101
+    async with open_database(copy) as copied:
+        in_it = await copied.transact(names)
+    assert 200 <= len(in_it) <= added
+    assert set(in_it) <= set(await database.transact(names))
+
+
+async def test_a_store_outlives_an_event_loop_that_was_closed_before_it(path: Path, tmp_path: Path) -> None:
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _FORGETS, path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    stdout, stderr = await program.communicate()
+    assert (stdout, stderr, program.returncode) == (b"closed\n", b"", 0)
+    assert names_after(path) == ["alice", "bert"]
+
+
+_FORGETS: Final = """
+import asyncio, os, sys, threading
+from pathlib import Path
+from companion_push.relay import database
+from companion_push.relay.accounts import add_account
+
+async def main():
+    global opening
+    opening = database.open_database(Path(sys.argv[1]))
+    store = await opening.__aenter__()
+    await store.transact(lambda db: add_account(db, name="alice", now=0, expires_at=60))
+    os.fdatasync = lambda _: closed.wait()
+    store.now(lambda db: add_account(db, name="bert", now=0, expires_at=60))
+    store.on_disk(None)
+
+closed = threading.Event()
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+loop.close()
+closed.set()
+for thread in threading.enumerate():
+    if thread.name == "store-sync":
+        thread.join()
+print("closed")
+"""
+
+
 def in_the_file(path: Path, *names: str) -> list[str]:
     """The names that are in the file, whatever its log has."""
     content = path.read_bytes()
@@ -426,6 +596,19 @@ def private_file(path: Path) -> sqlite3.Connection:
     """A database of some program, in a file for its owner alone."""
     path.touch(mode=0o600)
     return sqlite3.connect(path)
+
+
+@pytest.mark.parametrize("what", ["cut", "rubbish"])
+async def test_a_store_that_is_damaged_is_told_from_what_is_none(path: Path, what: str) -> None:
+    async with open_database(path):
+        pass
+    with path.open("r+b") as file:
+        if what == "cut":
+            file.truncate(size_of(path, "") // 2)
+        else:
+            file.seek(4096)
+            file.write(b"rubbish" * 20_000)
+    assert "is damaged" in await refused_to_open(path, StoreUnusable)
 
 
 async def test_another_programs_database_is_refused_and_left_alone(path: Path) -> None:
