@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from aiohttp import hdrs, web
+from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -197,6 +198,8 @@ class _Server(web.Server):
                     return _Problem(421)
                 if allowed:
                     return await self._handle(seen)
+                if not _can_be_met(request):
+                    return _Problem(417)
                 refused = _Problem(429)
                 most = self._slots.limits.per_address
                 policy = Policy(name="requests-of-address", quota=most, unit=Unit.AT_A_TIME)
@@ -233,6 +236,12 @@ class _Server(web.Server):
 
 class Upgrade(web.StreamResponse):
     """The answer 101, behind which another protocol has the connection.
+def _can_be_met(request: web.BaseRequest) -> bool:
+    """Whether a request expects no more than 100 (Continue). aiohttp repeats what is expected in its refusal, and fails where that is not UTF-8."""
+    expected = request.headers.get(hdrs.EXPECT)
+    return not expected or request.version != HttpVersion11 or expected.lower() == "100-continue"
+
+
 
     aiohttp lets go of connection, parser and request as soon as the handler, and each middleware around it, has returned this answer. In
     the books of `Runner` the connection stays in use, by the same client.

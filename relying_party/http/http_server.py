@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from aiohttp import hdrs, web
+from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -152,6 +153,8 @@ class _Server(web.Server):
             with connection.in_use(client=seen.remote or "") as allowed:
                 if not self._may_be_plain(request.remote or "", seen):
                     return _Problem(421)
+                if not _can_be_met(request):
+                    return _Problem(417)
                 if allowed:
                     answer = await self._handle(seen)
                     if self.last_answers:
@@ -189,6 +192,12 @@ class _Server(web.Server):
             query = request.rel_url.raw_query_string
             changes["rel_url"] = URL.build(path=own, query_string=query, encoded=True)
         return request.clone(**changes) if changes else request
+
+
+def _can_be_met(request: web.BaseRequest) -> bool:
+    """Whether a request expects no more than 100 (Continue). aiohttp repeats what is expected in its refusal, and fails where that is not UTF-8."""
+    expected = request.headers.get(hdrs.EXPECT)
+    return not expected or request.version != HttpVersion11 or expected.lower() == "100-continue"
 
 
 class _Connection(web.RequestHandler):
