@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import aiohttp
 import pytest
@@ -207,8 +208,13 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def served(
-    server: ModuleType, tls: ssl.SSLContext | None = None, proxies: tuple[str, ...] = (), **limits: float
+    server: ModuleType,
+    tls: ssl.SSLContext | None = None,
+    proxies: tuple[str, ...] = (),
+    shutdown: float = 5.0,
+    **limits: float,
 ) -> AsyncIterator[Served]:
+    """shutdown: seconds that requests have at the server's end."""
     _, books = MODULES[server]
     why: list[str] = []
     arrived: asyncio.Queue[str] = asyncio.Queue()
@@ -241,6 +247,7 @@ async def served(
     app.router.add_get("/socket", socket_)
     runner = server.Runner(
         app,
+        shutdown_timeout=shutdown,
         limits=books.ConnectionLimits(**limits),
         closed=why.append,
         trusted_proxies=[push_addresses.network(proxy) for proxy in proxies],
@@ -440,6 +447,28 @@ async def test_a_server_ends_while_a_handshake_waits(
             reader, writer = await here.connect()
             (await here.answered(ssl=loopback_certificate.client_context(), server_hostname="localhost"))
         assert await ended(reader) == b""
+    writer.transport.abort()
+
+
+@SERVERS
+@pytest.mark.threat("T17")
+async def test_no_server_waits_at_its_end_for_a_body_whose_request_has_been_answered(
+    server: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Patient(server._Connection):  # type: ignore[name-defined,misc]
+        """Waits longer for the rest of a body than aiohttp's 10 s."""
+
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, lingering_time=PATIENCE * 2, **more)
+
+    monkeypatch.setattr(server, "_Connection", Patient)
+    async with asyncio.timeout(PATIENCE):
+        async with served(server, shutdown=PATIENCE * 2) as here:
+            reader, writer = await here.connect(
+                b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"
+            )
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 405 ")
+        await ended(reader)
     writer.transport.abort()
 
 

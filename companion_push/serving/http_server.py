@@ -403,6 +403,12 @@ class _Connection(web.RequestHandler):
 
     def force_close(self) -> None:
         """Close the connection, unless that has begun: asyncio's TLS transport, closed twice, does nothing for `abort` any more."""
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109  it is aiohttp's
+        """End the connection: a request that is being answered has `timeout` seconds, the rest of the body of one that has been has none."""
+        if self._task_handler is not None and not self._request_in_progress:
+            self._task_handler.cancel()
+        await super().shutdown(timeout)
+
         if self.transport is not None and self.transport.is_closing():
             self.transport = None
         super().force_close()
