@@ -63,6 +63,8 @@ def problem(status: int, detail: str | None = None) -> web.Response:
 
 def upgrades(websocket: web.WebSocketResponse, request: web.Request) -> bool:
     """Whether `websocket` can answer the request: whether that is the handshake of a WebSocket (RFC 6455 §4.2.1)."""
+    if request.body_exists:  # what had not come of it by now would be read as frames
+        return False
     try:
         return bool(websocket.can_prepare(request))
     except ValueError:  # aiohttp 3.14: a Sec-WebSocket-Key that is not ASCII

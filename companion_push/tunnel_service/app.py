@@ -434,6 +434,8 @@ async def _cable(request: web.Request) -> web.StreamResponse:
     accept = accept_key(request.headers)
     if accept is None:
         return problem(400, "expected a websocket upgrade")
+    if request.body_exists:  # what had not come of it by now would be read as frames
+        return problem(400, "expected a websocket upgrade without a body")
     match path:
         case NewTunnel() | ConnectTunnel():
             return await endpoints.serve(request, path, accept)

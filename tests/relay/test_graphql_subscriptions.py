@@ -597,8 +597,10 @@ async def test_another_protocol_is_refused(home: Household, protocols: list[str]
         {"Sec-WebSocket-Version": "12"},
         {"Connection": "close"},
         {"Upgrade": "websocket2"},
+        {"Content-Length": "5"},
+        {"Transfer-Encoding": "chunked"},
     ],
-    ids=["key", "not ASCII", "version", "connection", "upgrade"],
+    ids=["key", "not ASCII", "version", "connection", "upgrade", "body", "chunks"],
 )
 async def test_what_is_no_handshake_is_refused(
     relay: Relay, home: Household, change: dict[str, str], caplog: pytest.LogCaptureFixture

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -16,7 +18,9 @@ from companion_push.serving.connections import ConnectionLimits
 from companion_push.serving.first_request import _upgrade
 from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service.app import make_app
+from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
 from companion_push.tunnel_service.rendezvous import Limits
+from companion_push.waking import SUBPROTOCOL
 from tests.loop_clock import LoopClock
 from tests.tunnel_service.by_program import listen
 from tests.tunnel_service.test_memory import UPGRADE
@@ -110,11 +114,13 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def serving(*, first: bool = True, per_address: int = 512, **limits: float) -> AsyncIterator[Service]:
+async def serving(
+    *, first: bool = True, per_address: int = 512, contacts: KnownContacts | None = None, **limits: float
+) -> AsyncIterator[Service]:
     """first: take upgrades before aiohttp's server sees them, as the program does."""
     why: list[str] = []
     runner = Runner(
-        make_app(Limits(**limits)),  # type: ignore[arg-type]
+        make_app(Limits(**limits), contacts=contacts),  # type: ignore[arg-type]
         shutdown_timeout=1,
         limits=ConnectionLimits(per_address=per_address, head=HEAD),
         closed=why.append,
@@ -234,3 +240,18 @@ async def test_a_service_that_ends_ends_the_connections_that_have_said_nothing()
         await service.runner.cleanup()
         assert await reader.read() == b""
         await service.until_connections(0)
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("path", [f"/cable/new/{NUMBER}", "/cable/phone"], ids=["an end", "a phone"])
+@pytest.mark.parametrize("line", ["Content-Length: 5", "Transfer-Encoding: chunked"])
+async def test_an_upgrade_with_a_body_is_refused_before_its_body_has_come(
+    path: str, line: str, tmp_path: Path
+) -> None:
+    contacts = KnownContacts(tmp_path / "contacts", ContactLimits())
+    async with serving(contacts=contacts) as service:
+        protocol = "fido.cable" if "new" in path else SUBPROTOCOL
+        request = NEW.replace(f"/cable/new/{NUMBER}", path).replace("fido.cable", protocol)
+        assert (await service.ask(request))[9:12] == "101"
+        answer = await service.ask(request.replace(NUMBER, "F" * 32).replace("Host", f"{line}\r\nHost", 1))
+        assert answer[9:12] == "400"
+
+
