@@ -494,6 +494,21 @@ async def test_no_answer_says_which_software_it_comes_from(server: ModuleType, s
         writer.transport.abort()
 
 
+@SERVERS
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("expected", [b"nothing", b"\xff", b"100-continue\xa0"], ids=repr)
+async def test_an_expectation_that_nobody_meets_is_refused_and_is_no_news(
+    server: ModuleType, expected: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(server) as here:
+        reader, writer = await here.connect(
+            b"GET / HTTP/1.1\r\nHost: x\r\nExpect: " + expected + b"\r\nConnection: close\r\n\r\n"
+        )
+        assert (await ended(reader)).startswith(b"HTTP/1.1 417 ")
+        assert caplog.messages == []
+        writer.transport.abort()
+
+
 # Programs
 
 
@@ -523,21 +538,6 @@ async def test_a_program_raises_its_limit_of_open_files_as_far_as_it_needs(name:
         await program.line()
         soft, hard = resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE)
         assert soft == 264
-@SERVERS
-@pytest.mark.threat("T12")
-@pytest.mark.parametrize("expected", [b"nothing", b"\xff", b"100-continue\xa0"], ids=repr)
-async def test_an_expectation_that_nobody_meets_is_refused_and_is_no_news(
-    server: ModuleType, expected: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with served(server) as here:
-        reader, writer = await here.connect(
-            b"GET / HTTP/1.1\r\nHost: x\r\nExpect: " + expected + b"\r\nConnection: close\r\n\r\n"
-        )
-        assert (await ended(reader)).startswith(b"HTTP/1.1 417 ")
-        assert caplog.messages == []
-        writer.transport.abort()
-
-
         assert hard >= 264
         assert await program.end() == 0
         assert "the system gives" not in await program.stderr()

@@ -198,10 +198,10 @@ class _Server(web.Server):
             with connection.in_use(client=seen.remote or "") as allowed:
                 if not self._may_be_plain(request.remote or "", seen):
                     return _Problem(421)
-                if allowed:
-                    return await self._handle(seen)
                 if not _can_be_met(request):
                     return _Problem(417)
+                if allowed:
+                    return await self._handle(seen)
                 refused = _Problem(429)
                 most = self._slots.limits.per_address
                 policy = Policy(name="requests-of-address", quota=most, unit=Unit.AT_A_TIME)
@@ -236,14 +236,14 @@ class _Server(web.Server):
         return request.clone(**changes) if changes else request
 
 
-class Upgrade(web.StreamResponse):
-    """The answer 101, behind which another protocol has the connection.
 def _can_be_met(request: web.BaseRequest) -> bool:
     """Whether a request expects no more than 100 (Continue). aiohttp repeats what is expected in its refusal, and fails where that is not UTF-8."""
     expected = request.headers.get(hdrs.EXPECT)
     return not expected or request.version != HttpVersion11 or expected.lower() == "100-continue"
 
 
+class Upgrade(web.StreamResponse):
+    """The answer 101, behind which another protocol has the connection.
 
     aiohttp lets go of connection, parser and request as soon as the handler, and each middleware around it, has returned this answer. In
     the books of `Runner` the connection stays in use, by the same client.
@@ -403,14 +403,14 @@ class _Connection(web.RequestHandler):
         if wire is not None:
             self._deadline = asyncio.get_running_loop().call_later(CLOSE_SECONDS, wire.abort)
 
-    def force_close(self) -> None:
-        """Close the connection, unless that has begun: asyncio's TLS transport, closed twice, does nothing for `abort` any more."""
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109  it is aiohttp's
         """End the connection: a request that is being answered has `timeout` seconds, the rest of the body of one that has been has none."""
         if self._task_handler is not None and not self._request_in_progress:
             self._task_handler.cancel()
         await super().shutdown(timeout)
 
+    def force_close(self) -> None:
+        """Close the connection, unless that has begun: asyncio's TLS transport, closed twice, does nothing for `abort` any more."""
         if self.transport is not None and self.transport.is_closing():
             self.transport = None
         super().force_close()

@@ -92,6 +92,10 @@ def _adverts_and_tunnels() -> dict[str, list[bytes]]:
         "routing-id-header": [b"0aF9ff", b"80BC14"],
         "advert-suffix": [bytes.fromhex(case["suffix"]) for case in vectors("advert_suffixes")],
         "client-payload-header": [("a1" * 33).encode(), b"A301"],
+        "first-request": [
+            b"\0" + _UPGRADE + bytes.fromhex("828101020304 79 888001020304"),
+            b"\x10GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + _UPGRADE,
+        ],
         "websocket-frames": [
             bytes.fromhex("828501020304") + b"iemhn",  # a message
             bytes.fromhex(
@@ -107,6 +111,12 @@ def _adverts_and_tunnels() -> dict[str, list[bytes]]:
         "noise-kn-message2": [b"\1", bytes(80) + b"\1", bytes(81) + b"\1"],
         "noise-nk-message2": [b"\1", bytes(80) + b"\1", bytes(81) + b"\1"],
     }
+
+
+_UPGRADE = (
+    b"GET /cable/new/00112233445566778899AABBCCDDEEFF HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: fido.cable\r\n\r\n"
+)
 
 
 def _messages() -> dict[str, list[bytes]]:

@@ -16,6 +16,9 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
+from aiohttp import WSMsgType
+from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
+from aiohttp.base_protocol import BaseProtocol
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
@@ -111,6 +114,7 @@ from headless_passkey.webauthn.origins import RelatedOrigins
 from relying_party import names as rp_names
 from relying_party.core.proofs import verify_proof
 from relying_party.errors import ProofClock, ProofInvalid
+from tests.tunnel_service.both_ways import outcomes
 
 Target = Callable[[bytes], None]
 Documented = type[Exception] | tuple[type[Exception], ...]
@@ -304,12 +308,37 @@ def client_payload_header(data: bytes) -> None:
 
 
 @target
+def first_request(data: bytes) -> None:
+    """What a connection says, behind a byte that tells where it is parted: it is answered as aiohttp's server answers it."""
+    place, said = data[:1], data[1:]
+    if place == b"\xff":
+        parts = [bytes([byte]) for byte in said[:600]]
+    else:
+        cut = int.from_bytes(place) * 2
+        parts = [part for part in (said[:cut], said[cut:]) if part]
+    taking, by_aiohttp = asyncio.run(outcomes(parts))
+    assert taking == by_aiohttp
+
+
+@target
 def websocket_frames(data: bytes) -> None:
-    """However the bytes of an end arrive, it has said the same, and no more is kept than a message and what came last."""
+    """However the bytes of an end arrive, it has said the same, and no more is kept than a message and what came last.
+
+    aiohttp's reader hears the same, up to what it refuses, where ours has refused, or was told goodbye.
+    """
     data = data[:400]
     at_once = asyncio.run(_said([data]))
     assert at_once == asyncio.run(_said([bytes([byte]) for byte in data]))
     assert at_once == asyncio.run(_said([data[:7], data[7:90], data[90:]]))
+    heard, refused = asyncio.run(_heard_by_aiohttp(data))
+    said = [each for each in at_once if each != "control"]  # for aiohttp a part is none
+    over = [place for place, each in enumerate(said) if not isinstance(each, bytes)]
+    if over and isinstance(said[over[0]], tuple):  # refused: a close code and a rule
+        assert said[: over[0]] == heard[: over[0]]
+    elif over:
+        assert said[: over[0] + 1] == heard
+    else:
+        assert (said, refused) == (heard, False)
 
 
 class _End(asyncio.Transport):
@@ -387,8 +416,24 @@ async def _said(parts: Sequence[bytes]) -> list[object]:
         while websocket._looking is not None:  # noqa: ASYNC110  others have their turn
             await asyncio.sleep(0)
         assert websocket.unread <= 2 * _LONGEST + 14
+    said = list(told.said)
     websocket.connection_lost(None)
-    return told.said
+    return said
+
+
+async def _heard_by_aiohttp(data: bytes) -> tuple[list[object], bool]:
+    """The messages of an end, and at its goodbye the close code, as aiohttp's reader has them; and whether it refuses."""
+    loop = asyncio.get_running_loop()
+    queue = WebSocketDataQueue(BaseProtocol(loop), 1 << 16, loop=loop)
+    reader = WebSocketReader(queue, max_msg_size=_LONGEST + 1, compress=False, decode_text=False)
+    refused, _ = reader.feed_data(data)
+    heard: list[object] = []
+    for message, _size in queue._buffer:
+        if message.type is WSMsgType.CLOSE:
+            return [*heard, message.data or None], refused
+        if message.type not in (WSMsgType.PING, WSMsgType.PONG):
+            heard.append(message.data)
+    return heard, refused
 
 
 # Handshake. `data` is what the way there changed in a good message: nothing, and it is taken; a bit, and it is not.

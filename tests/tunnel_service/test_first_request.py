@@ -22,6 +22,7 @@ from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
 from companion_push.tunnel_service.rendezvous import Limits
 from companion_push.waking import SUBPROTOCOL
 from tests.loop_clock import LoopClock
+from tests.tunnel_service.both_ways import outcomes
 from tests.tunnel_service.by_program import listen
 from tests.tunnel_service.test_memory import UPGRADE
 from tests.tunnel_service.test_websocket import Raw, frame
@@ -69,6 +70,95 @@ REQUESTS = {
     "no HTTP": ["\0\r\n\r\n"],
     "an empty line first": ["\r\n" + other(23)],
 }
+
+
+# what may stand in the place of a line's value
+ODD = {
+    "Host": ["", "x:1", "a b", "[::1", "x,y", "\xff", "http://x"],
+    "Connection": [
+        *("upgrade", "keep-alive, Upgrade", "close, Upgrade", "close", ",Upgrade,", "Upgrade;q=1", "x\xff, Upgrade"),
+        *("Transfer-Encoding, Upgrade", "Upgradeclose"),
+    ],
+    "Upgrade": [
+        *("WebSocket", "websocket, h2c", "h2c, websocket", "websocket/13", "tcp", "tcp, websocket", "h2c", ""),
+        "web\xc5\xbfocket",  # whose second s is a small s elsewhere
+    ],
+    "Sec-WebSocket-Version": ["8", "13, 8", "013", " 13 ", "\xd9\xa1\xd9\xa3", ""],
+    "Sec-WebSocket-Key": ["AAAA", "AAAA AAAAAAAAAAAAAAAAAA==", "AAAAAAAAAAAAAAAAAAAAAB==", "____AAAAAAAAAAAAAAAAAA==", "\xff", ""],
+    "Sec-WebSocket-Protocol": ["chat, fido.cable", "FIDO.CABLE", ",,fido.cable", "chat", "fido.cable;x", "fido.cable\xa0"],
+}  # fmt: skip
+MORE = [
+    *("Content-Length: 0", "Content-Length: 5", "Content-Length: +5", "Content-Length: 5, 5", f"Content-Length: {1 << 64}"),
+    *("Transfer-Encoding: chunked", "Transfer-Encoding: gzip, chunked", "Transfer-Encoding: identity"),
+    *("Expect: 100-continue", "Expect: more", "Expect: \xff", "Connection: close", "Upgrade: h2c", "Host: y"),
+    *("Sec-WebSocket-Version: 8", "Sec-WebSocket-Key: BAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Key1: x"),
+    *("Sec-WebSocket-Protocol: chat", "Sec-WebSocket-Extensions: permessage-deflate", "Content-Encoding: gzip"),
+    *("X-Forwarded-For: 192.0.2.9", "HTTP2-Settings: x", "Cookie: a=\xff", ": x", "A b: c", "a\0: b", "A: \0", "A: \x0b", " A: b"),
+    *("A: b\r\n c", "A: b\r\n\tc", "A: b\rB: c", f"A: {'a' * 8189}", f"A: {'a' * 9000}", f"{'A' * 9000}: b", "\r\n".join(["A: b"] * 121)),
+]  # fmt: skip
+TUNNEL = f"/cable/new/{NUMBER}"
+BEGINNINGS = [
+    *(f"{method} {TUNNEL} HTTP/1.1" for method in ("get", "POST", "HEAD", "OPTIONS", "CONNECT", "PRI", "", "G ET")),
+    *(f"GET {TUNNEL} {version}" for version in ("HTTP/1.0", "HTTP/1.2", "HTTP/2.0", "http/1.1", "HTTP/11.1", "RTSP/1.0", "")),
+    *(
+        f"GET {target} HTTP/1.1"
+        for target in (
+            *("*", "", "/livez", "x:1", "/cable/phone", "/cable/contact/AQIDBA", f"/cable/connect/000000/{NUMBER}"),
+            *(f"http://x{TUNNEL}", f"//x{TUNNEL}", f"http://[{TUNNEL}", f"{TUNNEL}?a", f"{TUNNEL}#a", f"{TUNNEL}/", f"/{TUNNEL}"),
+            *(TUNNEL.lower(), TUNNEL.replace("0", "%30", 1), TUNNEL.replace("c", "%63", 1), f"{TUNNEL}\xff", f"/x/..{TUNNEL}"),
+        )
+    ),
+]  # fmt: skip
+BEHIND = [
+    *(frame(2, b"early"), frame(9, b"ping"), frame(8, b"\x03\xe8"), frame(8), frame(1, b"text"), frame(0, b"a part")),
+    *(frame(2, b"a part", last=False), frame(2, bytes(60_000)), frame(2, bytes(70_000)), frame(3), frame(2, b"half")[:-2]),
+    *(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", other(1).encode(), b"early", b"5\r\nearly\r\n0\r\n\r\n", b"0\r\n\r\n", b"\r\n", b"\0"),
+]  # fmt: skip
+
+
+@st.composite
+def connections(draw: st.DrawFn) -> list[bytes]:
+    """What a connection says, part by part: an upgrade with up to three changes, and what comes behind it."""
+    beginning, *lines = NEW.rstrip().split("\r\n")
+    ends = ["\r\n"] * (len(lines) + 10)
+    for change in draw(st.lists(st.sampled_from(range(7)), max_size=3)):
+        place = draw(st.integers(0, len(lines) - 1))
+        match change:
+            case 0:
+                beginning = draw(st.sampled_from(BEGINNINGS))
+            case 1:
+                name = lines[place].partition(":")[0]
+                lines[place] = f"{name}: {draw(st.sampled_from(ODD.get(name, [''])))}"
+            case 2:
+                lines.insert(place, draw(st.sampled_from(MORE)))
+            case 3:
+                lines = [*draw(st.permutations(lines)), *lines[place : place + draw(st.integers(0, 1))]]
+            case 4:
+                name, colon, value = lines[place].partition(":")
+                lines[place] = (name.lower() if draw(st.booleans()) else name.swapcase()) + colon + value
+            case 5:
+                lines[place] = lines[place].replace(
+                    ": ", draw(st.sampled_from((":", ":\t", " : ", "", ":\r\n "))), 1
+                )
+            case 6:
+                ends[place] = draw(
+                    st.sampled_from(("\n", "\r", "\r\r\n", "\n\r", " \r\n", "\xa0\r\n", "\0\r\n"))
+                )
+    head = "".join(map("".join, zip([beginning, *lines], ends, strict=False))).encode("latin-1") + b"\r\n"
+    before = draw(
+        st.sampled_from((b"", b"", b"", b"\r\n", b"\n", b" ", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"))
+    )
+    said = before + head + b"".join(draw(st.lists(st.sampled_from(BEHIND), max_size=4)))
+    if draw(st.sampled_from((False, False, False, True))):
+        place = draw(st.integers(0, min(len(said), 500)))
+        said = said[:place] + draw(st.binary(max_size=3)) + said[place + draw(st.integers(0, 3)) :]
+    if draw(st.sampled_from((False, False, False, True))) and len(said) < 1000:
+        return [said[place : place + 1] for place in range(len(said))]
+    at = len(before + head)
+    cuts = draw(
+        st.lists(st.one_of(st.integers(max(0, at - 5), at + 5), st.integers(0, len(said))), max_size=4)
+    )
+    return [said[start:stop] for start, stop in pairwise([0, *sorted(cuts), len(said)]) if start < stop]
 
 
 class Service:
@@ -155,6 +245,15 @@ async def test_each_request_is_answered_as_aiohttps_server_answers_it() -> None:
         assert statuses == {"100", "101", "204", "400", "404", "405", "409", "417"}
 
 
+@pytest.mark.threat("T12")
+@given(connections())
+def test_whatever_a_connection_says_and_however_it_arrives_it_is_told_what_aiohttps_server_tells_it(
+    parts: list[bytes],
+) -> None:
+    taking, by_aiohttp = asyncio.run(outcomes(parts))
+    assert taking == by_aiohttp
+
+
 async def test_an_upgrade_that_is_taken_never_comes_to_aiohttps_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -175,6 +274,21 @@ async def test_an_upgrade_that_is_taken_never_comes_to_aiohttps_server(
         assert len(served) == 1
         for end in (first, second):
             end.writer.transport.abort()
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("path", [f"/cable/new/{NUMBER}", "/cable/phone"], ids=["an end", "a phone"])
+@pytest.mark.parametrize("line", ["Content-Length: 5", "Transfer-Encoding: chunked"])
+async def test_an_upgrade_with_a_body_is_refused_before_its_body_has_come(
+    path: str, line: str, tmp_path: Path
+) -> None:
+    contacts = KnownContacts(tmp_path / "contacts", ContactLimits())
+    async with serving(contacts=contacts) as service:
+        protocol = "fido.cable" if "new" in path else SUBPROTOCOL
+        request = NEW.replace(f"/cable/new/{NUMBER}", path).replace("fido.cable", protocol)
+        assert (await service.ask(request))[9:12] == "101"
+        answer = await service.ask(request.replace(NUMBER, "F" * 32).replace("Host", f"{line}\r\nHost", 1))
+        assert answer[9:12] == "400"
 
 
 @pytest.mark.threat("T17")
@@ -240,18 +354,3 @@ async def test_a_service_that_ends_ends_the_connections_that_have_said_nothing()
         await service.runner.cleanup()
         assert await reader.read() == b""
         await service.until_connections(0)
-@pytest.mark.threat("T12")
-@pytest.mark.parametrize("path", [f"/cable/new/{NUMBER}", "/cable/phone"], ids=["an end", "a phone"])
-@pytest.mark.parametrize("line", ["Content-Length: 5", "Transfer-Encoding: chunked"])
-async def test_an_upgrade_with_a_body_is_refused_before_its_body_has_come(
-    path: str, line: str, tmp_path: Path
-) -> None:
-    contacts = KnownContacts(tmp_path / "contacts", ContactLimits())
-    async with serving(contacts=contacts) as service:
-        protocol = "fido.cable" if "new" in path else SUBPROTOCOL
-        request = NEW.replace(f"/cable/new/{NUMBER}", path).replace("fido.cable", protocol)
-        assert (await service.ask(request))[9:12] == "101"
-        answer = await service.ask(request.replace(NUMBER, "F" * 32).replace("Host", f"{line}\r\nHost", 1))
-        assert answer[9:12] == "400"
-
-
