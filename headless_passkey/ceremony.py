@@ -335,6 +335,7 @@ class _Candidate:
     recipient: str
     transaction: QrTransaction
     unclaimed: bool = False  # a channel was opened before the claim: there is no other one before it
+    claimed: bool = False  # it has held the claim, of which the delivery has told
     heard: dict[bytes, _Heard] = field(default_factory=dict)  # by advert
     pursuits: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -466,13 +467,14 @@ class _Ceremony:
     def explain(self, error: Exception) -> Exception:
         """The error of a ceremony that found no phone: that a phone answered without a claim (T3), else `error`.
 
-        Without a claim means that the delivery, which was told of the end, knows of none: a relay that is not reached has shown none.
+        Without a claim means that the delivery has told of none, and knows of none when it is told of the end: a relay that is not
+        reached has shown none.
         """
         found_nobody = isinstance(error, TransportError) or (
             isinstance(error, NotApproved) and error.outcome is Outcome.EXPIRED
         )
         waited_in_vain = self._told_the_end and any(
-            candidate.unclaimed and candidate.recipient != self._claimer
+            candidate.unclaimed and not candidate.claimed and candidate.recipient != self._claimer
             for candidate in self._candidates.values()
         )
         return _not_claimed() if found_nobody and waited_in_vain and not self._reached.done() else error
@@ -663,6 +665,8 @@ class _Ceremony:
                 self._note_refusals(progress.refusals)
                 self._claimer = progress.claimed_by
                 if self._claimer is not None:  # who has claimed has approved, and nobody else is to be asked
+                    if (claimer := self._candidates.get(self._claimer)) is not None:
+                        claimer.claimed = True
                     self._stop_contacts()
                 self._turn.set()
                 self._turn = asyncio.Event()
@@ -961,14 +965,19 @@ class _Ceremony:
         return credential, expected, user_checked
 
     async def _check_claim(self, recipient: str) -> None:
-        """Refuse a phone whose companion has not claimed the request (T3)."""
-        match await self._claim_of(recipient):
-            case _Standing.WAITING:
-                raise _not_claimed()
-            case _Standing.ASIDE | _Standing.OUT:
-                raise TrustError(
-                    TrustReason.RECIPIENT_MISMATCH, "another companion answered than the one that claimed"
-                )
+        """Refuse a phone whose companion holds the claim no more (T3, T5): the claim may end after the phone was reached."""
+        standing = await self._claim_of(recipient)
+        if standing is _Standing.ACTIVE:
+            return
+        gone = standing is _Standing.WAITING
+        what = (
+            "the companion whose phone answered has lost its claim"
+            if gone
+            else "another companion has the claim now than the one whose phone answered"
+        )
+        why = "; ".join([f"{what}: the phone got no command", *map(str, self.refusals.values())])
+        reason = TrustReason.NOT_CLAIMED if gone else TrustReason.RECIPIENT_MISMATCH
+        raise TrustError(reason, why, advice="try again")
 
     async def _known_options(self) -> Options:
         """Get the options, and check that they match the announcement."""

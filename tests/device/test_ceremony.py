@@ -43,7 +43,7 @@ from headless_passkey.hybrid.tunnel_url import new_url
 from headless_passkey.net.tunnel import Tunnel, open_tunnel
 from headless_passkey.phone_channel import PhoneChannel
 from headless_passkey.radio.source import Advert
-from headless_passkey.refusals import Refusal
+from headless_passkey.refusals import VANISHED, Refusal
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.stages import Stage, StageEvent
 from headless_passkey.text.base64url import base64url, from_base64url
@@ -1064,6 +1064,36 @@ async def test_of_whom_no_claim_was_heard_it_is_not_said_that_they_did_not_claim
 
 
 @pytest.mark.threat("T3")
+@pytest.mark.parametrize("end", ["deadline", "relay"])
+async def test_of_whose_claim_was_given_back_it_is_not_said_that_there_was_none(
+    bench: Bench, end: str
+) -> None:
+    """The phone came before the device heard of the claim, and its companion gave the claim back."""
+    await bench.register()
+    bench.carrier = Carrier(bench.air, ("anna", "bert"), needs_claim=True)
+
+    async def claims_late_and_for_a_while() -> None:
+        await bench.reached(Stage.CHANNEL_OPEN).wait()
+        bench.clock.passes(CLAIM_TIMEOUT)
+        await bench.reached(Stage.ATTEMPT_FAILED).wait()
+        bench.carrier.states.put_nowait(claimed("anna"))
+        await bench.reached(Stage.CLAIMED).wait()
+        bench.carrier.states.put_nowait(claimed(None))
+        await bench.reached(Stage.DELIVERED).wait()
+        if end == "deadline":
+            bench.clock.passes(5 * TIMEOUT)
+        else:
+            bench.carrier.states.put_nowait(TransportError("the relay is away"))
+
+    answering = asyncio.create_task(bench.answered(recipient="anna"))
+    with pytest.raises(HeadlessPasskeyError) as caught:
+        await asyncio.gather(bench.sign_in(timeout=5 * TIMEOUT), claims_late_and_for_a_while())
+    assert type(caught.value) is (NotApproved if end == "deadline" else TransportError)
+    assert Stage.REQUEST_SENT not in bench.stages
+    await answering
+
+
+@pytest.mark.threat("T3")
 @pytest.mark.threat("T5")
 async def test_a_companion_that_does_not_claim_keeps_nobody_else_from_it(bench: Bench) -> None:
     await bench.register()
@@ -1163,12 +1193,15 @@ async def test_of_two_channels_that_open_at_once_before_the_claim_one_is_held(
 
 @pytest.mark.threat("T3")
 @pytest.mark.parametrize(
-    ("then", "reason"),
-    [(None, TrustReason.NOT_CLAIMED), ("bert", TrustReason.RECIPIENT_MISMATCH)],
-    ids=["given back", "another one's"],
+    ("then", "reason", "says"),
+    [
+        (None, TrustReason.NOT_CLAIMED, 'has lost its claim: .*; "Anna" has vanished'),
+        ("bert", TrustReason.RECIPIENT_MISMATCH, "another companion has the claim now"),
+    ],
+    ids=["vanished", "another one's"],
 )
 async def test_a_claim_that_is_gone_before_the_command_counts_no_more(
-    bench: Bench, then: str | None, reason: TrustReason
+    bench: Bench, then: str | None, reason: TrustReason, says: str
 ) -> None:
     await bench.register()
     bench.carrier = Carrier(bench.air, ("anna", "bert"), needs_claim=True)
@@ -1176,7 +1209,8 @@ async def test_a_claim_that_is_gone_before_the_command_counts_no_more(
 
     async def options() -> dict[str, Any]:
         bench._reached.pop(Stage.CLAIMED)
-        bench.carrier.states.put_nowait(claimed(None))
+        vanished = Refusal(companion="anna", label="Anna", reason=VANISHED)
+        bench.carrier.states.put_nowait(replace(claimed(None), refusals=(vanished,)))
         await bench.reached(Stage.DELIVERED).wait()
         if then is not None:
             bench.carrier.states.put_nowait(claimed(then))
@@ -1186,7 +1220,7 @@ async def test_a_claim_that_is_gone_before_the_command_counts_no_more(
 
     ask = Ask(kind=RequestKind.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
     answering = asyncio.create_task(bench.answered(recipient="anna"))
-    with pytest.raises(TrustError) as caught:
+    with pytest.raises(TrustError, match=says) as caught:
         await bench.sign_in(ask, options, timeout=5 * TIMEOUT)
     assert caught.value.reason is reason
     assert Stage.REQUEST_SENT not in bench.stages
