@@ -234,8 +234,17 @@ class Inbox:
                 if self._heard_of is not False:
                     self._tell(NoticeKind.UNREACHABLE, f"{error.explain()}; trying again")
                 self._heard_of, self._cursor = False, None
+                if isinstance(error, TrustError):
+                    await self._keep_claims()
                 delay, pause = pause * _jitter(), min(2 * pause, _MAX_PAUSE)
             await asyncio.sleep(delay)
+
+    async def _keep_claims(self) -> None:
+        """Keep what is in hand while our clock is wrong, since its user has consented, and end it when it is over."""
+        if self._in_hand:
+            with suppress(HeadlessPasskeyError):
+                page = await self._relay.inbox(cursor=None, wait=0, any_clock=True)
+                self._drop_vanished({item.key: item for item in page.items})
 
     async def _follow(self, *, arrivals: bool) -> float:
         """Follow one stream to its end; returns the seconds until the next connection."""
@@ -248,9 +257,8 @@ class Inbox:
                     now = heard = time.monotonic()
                     if self._claims and now - called > (_MIN_PAUSE if page is None else _KEEP):
                         called = now
-                        await self._relay.inbox(
-                            cursor=None, wait=0
-                        )  # a call; what it lists comes by the stream
+                        # a call; what it lists comes by the stream
+                        await self._relay.inbox(cursor=None, wait=0, any_clock=True)
                     if page is None:
                         await self._keep_up()
                     elif not await self._take(page, arrivals=arrivals):
@@ -663,12 +671,15 @@ class Inbox:
 
     async def reject(self, request: CheckedRequest, error: TrustError | TransportError) -> None:
         """Report that this companion cannot take the request: a check with the user failed, or nobody can be asked. Others may take it."""
-        reason = _word(error)
         with self._in_hands(request):
-            self._tell(NoticeKind.REFUSED, str(error), request, reason=reason, advice=error.advice)
-            self._settle(request.key, reason)
-            await finish_when_cancelled(self._relay.report(*request.key, Event.FAILED, reason))
-            self._settle(request.key)
+            await self._reject(request, error)
+
+    async def _reject(self, request: CheckedRequest, error: TrustError | TransportError) -> None:
+        reason = _word(error)
+        self._tell(NoticeKind.REFUSED, str(error), request, reason=reason, advice=error.advice)
+        self._settle(request.key, reason)
+        await finish_when_cancelled(self._relay.report(*request.key, Event.FAILED, reason))
+        self._settle(request.key)
 
     async def approve(self, request: CheckedRequest, opener: Opener) -> bool:
         """The user says yes: claim, check the times again, remember, open. False when the claim is lost.
@@ -692,6 +703,10 @@ class Inbox:
         except asyncio.CancelledError:
             # the relay may have granted it
             await finish_when_cancelled(self._give_back(request, INTERRUPTED, used=False))
+            raise
+        except TrustError as error:  # this clock was turned since the request was checked
+            with suppress(NotApproved, TransportError):  # it has ended, or is reported with the next answer
+                await self._reject(request, error)
             raise
         if taken is not None:
             self._elsewhere[request.key] = taken

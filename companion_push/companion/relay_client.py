@@ -160,11 +160,16 @@ class CompanionRelay(MemberClient):
 
     # Requests
 
-    async def inbox(self, *, cursor: str | None, wait: int) -> Page:
-        """List all live requests for us; the relay holds the answer up to `wait` seconds while it equals that of `cursor`."""
+    async def inbox(self, *, cursor: str | None, wait: int, any_clock: bool = False) -> Page:
+        """List all live requests for us; the relay holds the answer up to `wait` seconds while it equals that of `cursor`.
+
+        any_clock: whether a clock that was turned is no failure, as where the call keeps a claim.
+        """
         query = {} if cursor is None else {"cursor": cursor}
         with self._known():
-            answer = await self._http.get("/v1/inbox", wait=min(wait, MAX_WAIT), patience=PATIENCE, **query)
+            answer = await self._http.get(
+                "/v1/inbox", wait=min(wait, MAX_WAIT), patience=PATIENCE, any_clock=any_clock, **query
+            )
         return Page.parse(answer)
 
     def stream(self, cursor: str | None) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
@@ -179,7 +184,8 @@ class CompanionRelay(MemberClient):
         """
         body = {"event": "claimed", "word": base64url(word.document)}
         try:
-            answer = await self._event(device, request_id, body)
+            # a word that is dated by another clock than the proof is no claim
+            answer = await self._event(device, request_id, body, any_clock=False)
         except ProblemAnswer as problem:
             if problem.slug == "already-claimed":
                 return problem.members.integer("version")
@@ -213,10 +219,12 @@ class CompanionRelay(MemberClient):
         body = {"event": str(event)} if reason is None else {"event": str(event), "reason": reason}
         await self._event(device, request_id, body)
 
-    async def _event(self, device: str, request_id: bytes, body: Mapping[str, str | bool]) -> Members:
+    async def _event(
+        self, device: str, request_id: bytes, body: Mapping[str, str | bool], *, any_clock: bool = True
+    ) -> Members:
         path = f"/v1/inbox/{device}/{base64url(request_id)}/events"
         try:
-            return await self._http.post(path, body)
+            return await self._http.post(path, body, any_clock=any_clock)
         except ProblemAnswer as problem:
             if problem.slug == "state-conflict":
                 state = request_state(problem.members)

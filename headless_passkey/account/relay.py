@@ -351,7 +351,7 @@ class MemberClient:
 
     async def withdraw(self, invitation: Invitation) -> None:
         """Withdraw the invitation, as its inviter or its newcomer; the other side is told so. Idempotent."""
-        await self._http.delete(f"/v1/invitations/{invitation.id}")
+        await self._http.delete(f"/v1/invitations/{invitation.id}", any_clock=True)
 
     async def _introduction(self, invitation: Invitation, state: InvitationState, patience: float) -> Members:
         """Wait until the introduction has left `state`, which it is in or will come to."""
@@ -411,10 +411,12 @@ class RelayClient(MemberClient):
     async def status(
         self, request_id: bytes, *, after: int | None = None, wait: int = 0, patience: float = PATIENCE
     ) -> RequestStatus:
-        """Fetch the request's status. after, wait: hold the answer until its version differs from `after`, at most `wait` seconds."""
+        """Fetch the request's status, by whatever clock. after, wait: hold the answer until its version differs from `after`, at most `wait` seconds."""
         query = {} if after is None else {"version": after}
         return RequestStatus.parse(
-            await self._http.get(_request_path(request_id), wait=wait, patience=patience, **query)
+            await self._http.get(
+                _request_path(request_id), wait=wait, patience=patience, any_clock=True, **query
+            )
         )
 
     async def watch(
@@ -465,13 +467,14 @@ class RelayClient(MemberClient):
             await self._http.post("/v1/words/call", {}, patience=0)
 
     async def report(self, request_id: bytes, event: DeviceEvent, reason: str | None = None) -> RequestStatus:
-        """Report the end of a request. reason: at most 64 of [a-z0-9-].
+        """Report the end of a request, by whatever clock. reason: at most 64 of [a-z0-9-].
 
         A completed request without a claim is reported as cancelled.
         """
         body = {"event": event} if reason is None else {"event": event, "reason": reason}
         try:
-            return RequestStatus.parse(await self._http.post(f"{_request_path(request_id)}/events", body))
+            path = f"{_request_path(request_id)}/events"
+            return RequestStatus.parse(await self._http.post(path, body, any_clock=True))
         except ProblemAnswer as problem:
             if problem.slug != "state-conflict":
                 raise

@@ -135,19 +135,27 @@ class ProvenHttp:
         return self._clock()
 
     async def get(
-        self, path: str, *, wait: int = 0, patience: float = PATIENCE, **query: str | int
+        self,
+        path: str,
+        *,
+        wait: int = 0,
+        patience: float = PATIENCE,
+        any_clock: bool = False,
+        **query: str | int,
     ) -> Members:
-        """GET. wait: seconds the server may hold the request (long polling)."""
-        return await self.call("GET", path, query=query, wait=wait, patience=patience)
+        """GET. wait: seconds the server may hold the request (long polling). any_clock: as of `call`."""
+        return await self.call("GET", path, query=query, wait=wait, patience=patience, any_clock=any_clock)
 
     async def put(self, path: str, body: Mapping[str, Any], *, patience: float = PATIENCE) -> Members:
         return await self.call("PUT", path, body=body, patience=patience)
 
-    async def post(self, path: str, body: Mapping[str, Any], *, patience: float = PATIENCE) -> Members:
-        return await self.call("POST", path, body=body, patience=patience)
+    async def post(
+        self, path: str, body: Mapping[str, Any], *, patience: float = PATIENCE, any_clock: bool = False
+    ) -> Members:
+        return await self.call("POST", path, body=body, patience=patience, any_clock=any_clock)
 
-    async def delete(self, path: str, *, patience: float = PATIENCE) -> Members:
-        return await self.call("DELETE", path, patience=patience)
+    async def delete(self, path: str, *, patience: float = PATIENCE, any_clock: bool = False) -> Members:
+        return await self.call("DELETE", path, patience=patience, any_clock=any_clock)
 
     @asynccontextmanager
     async def stream(
@@ -179,11 +187,14 @@ class ProvenHttp:
         patience: float = PATIENCE,
         access_token: str | None = None,
         meets_nonce: bool = True,
+        any_clock: bool = False,
     ) -> Members:
         """Make one exchange; transient failures are retried for `patience` seconds.
 
         path: below the base URL, with a slash in front. access_token: goes along as ``Authorization: DPoP``.
         meets_nonce: whether a demand for a nonce is met with another request, or is the answer (``use-dpop-nonce``).
+        any_clock: whether a proof that is refused for its date is made again, once, with the server's: of a call that
+        goes on with what was begun, or ends it, which a clock that was turned meanwhile must not keep anybody from.
         Every request of the contracts is idempotent, so it can be repeated with the same bytes.
         """
         url = URL(self._base_url + path, encoded=True)
@@ -191,10 +202,19 @@ class ProvenHttp:
             url = url.with_query({**(query or {}), **({"wait": wait} if wait else {})})
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         attempt = 0
+        ahead: int | None = None  # seconds by which this clock is ahead of the server's, where that matters
         while True:
             begun = time.monotonic()
             try:
-                return await self._attempt(method, url, data, wait, access_token, meets_nonce=meets_nonce)
+                return await self._attempt(
+                    method, url, data, wait, access_token, meets_nonce=meets_nonce, ahead=ahead or 0
+                )
+            except _Misdated as misdated:
+                if not any_clock or ahead is not None:
+                    raise misdated.failure from misdated.problem
+                ahead = misdated.ahead
+                logger.info("%s %s: %s; it goes on by that clock", method, path, misdated.failure)
+                continue
             except _Transient as transient:
                 pause = self._pause(attempt, transient.retry_after)
                 patience -= time.monotonic() - begun + pause
@@ -219,6 +239,7 @@ class ProvenHttp:
         access_token: str | None,
         *,
         meets_nonce: bool,
+        ahead: int,
     ) -> Members:
         headers = {} if data is None else {"Content-Type": "application/json"}
         try:
@@ -227,7 +248,7 @@ class ProvenHttp:
                 method,
                 url,
                 key=self._key,
-                clock=self._clock,
+                clock=lambda: self._clock() - ahead,
                 data=data,
                 headers=headers,
                 access_token=access_token,
@@ -285,7 +306,7 @@ class ProvenHttp:
             case "proof-clock":
                 ahead = int(self._clock()) - problem.members.integer("now")
                 what = f"this clock is {abs(ahead)} s {'ahead of' if ahead > 0 else 'behind'} that of {self._host}"
-                return clock_skew(what)
+                return _Misdated(clock_skew(what), problem, ahead)
             case _:
                 return problem
 
@@ -305,6 +326,15 @@ class _Transient(Exception):  # noqa: N818  it never leaves this module
         super().__init__(str(failure))
         self.failure = failure
         self.retry_after = retry_after
+
+
+class _Misdated(Exception):  # noqa: N818  it never leaves this module
+    """A refusal of the proof for its date alone."""
+
+    def __init__(self, failure: TrustError, problem: ProblemAnswer, ahead: int) -> None:
+        """failure: what to raise. ahead: seconds by which this clock is ahead of the server's."""
+        super().__init__(str(failure))
+        self.failure, self.problem, self.ahead = failure, problem, ahead
 
 
 def is_transient(failure: TransportError) -> bool:

@@ -251,7 +251,9 @@ class Session:
         kept = self._kept
         relying_party = ProvenHttp(self._http, kept.relying_party, await self._key(kept), clock=self._clock)
         try:
-            await relying_party.call("DELETE", "/session", access_token=kept.opened.token, patience=PATIENCE)
+            await relying_party.call(
+                "DELETE", "/session", access_token=kept.opened.token, patience=PATIENCE, any_clock=True
+            )
         except ProblemAnswer as problem:
             if problem.slug != "not-signed-in":
                 raise
@@ -293,9 +295,8 @@ class Session:
             self._over(kept, "its token has ended, and there is none to refresh it with")
         relying_party = ProvenHttp(self._http, kept.relying_party, await self._key(kept), clock=self._clock)
         try:
-            answer = await relying_party.post(
-                "/session/refresh", {"refresh_token": kept.opened.refresh_token}, patience=PATIENCE
-            )
+            body = {"refresh_token": kept.opened.refresh_token}
+            answer = await relying_party.post("/session/refresh", body, patience=PATIENCE, any_clock=True)
         except ProblemAnswer as problem:
             self._refused(kept, problem)
         opened = OpenedSession.parse(answer)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from companion_push.companion import inbox as inbox_module
 from companion_push.companion.inbox import NoticeKind
 from companion_push.companion.keys import CompanionState
 from companion_push.companion.openers import Opening
@@ -1014,6 +1015,83 @@ async def test_a_clock_that_is_wrong_for_a_while_does_not_end_the_listening(
     listening.cancel()
     await asyncio.wait([listening])
     assert anna.kinds.count(NoticeKind.UNREACHABLE) == 1
+
+
+def turn(anna: Companion, ahead: float) -> None:
+    """Turn the clock of anna's machine."""
+
+    def clock() -> float:
+        return time.time() + ahead
+
+    anna.inbox._clock = anna.inbox._relay._http._clock = clock
+
+
+@pytest.mark.threat("T6")
+@pytest.mark.parametrize("ahead", [-600, 600])
+async def test_a_companion_whose_clock_is_turned_before_it_claims_says_so_at_both_ends(
+    anna: Companion, bert: Companion, frame: Frame, ahead: float
+) -> None:
+    name = await frame.ask(anna.caller, bert.caller)
+    await bert.inbox.poll()
+    await anna.inbox.poll()
+    turn(anna, ahead)
+    hands = Hands()
+    with pytest.raises(TrustError) as caught:
+        await anna.inbox.approve(anna.inbox.pending[0], hands)
+    assert caught.value.reason is TrustReason.CLOCK_SKEW
+    assert hands.opened == []
+    assert anna.refusals == ["clock-skew"]
+    assert (await frame.caller.status(name))["failures"] == failures(anna, "clock-skew")
+    assert await bert.inbox.approve(bert.inbox.pending[0], Hands())
+
+
+@pytest.mark.threat("T6")
+async def test_a_no_counts_by_whatever_clock(anna: Companion, frame: Frame) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    turn(anna, -600)
+    await anna.inbox.decline(anna.inbox.pending[0], not_me=True)
+    assert await frame.state_of(name) == "declined"
+
+
+@pytest.mark.threat("T5")
+@pytest.mark.threat("T6")
+async def test_a_companion_whose_clock_is_turned_while_the_phone_is_asked_keeps_its_claim_and_gives_it_back(
+    anna: Companion, bert: Companion, frame: Frame, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_module, "_MIN_PAUSE", 0.01)
+    name = await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    hands = Waiting()
+    approving = asyncio.create_task(anna.inbox.approve(anna.inbox.pending[0], hands))
+    while await frame.state_of(name) != "opened":
+        pass
+    turn(anna, 600)
+    called = 0
+    real = anna.inbox._relay.inbox
+
+    async def counted(**how: Any) -> Any:
+        nonlocal called
+        page = await real(**how)
+        called += 1
+        return page
+
+    monkeypatch.setattr(anna.inbox._relay, "inbox", counted)
+    listening = asyncio.create_task(anna.inbox.listen())
+    for _ in range(2):  # a lease is 60 s
+        called = 0
+        relay.clock.ahead += 40
+        anna.inbox._relay._http._clock = lambda: relay.clock() + 600
+        async with asyncio.timeout(30):
+            while not called:  # noqa: ASYNC110  a call that was counted tells nobody
+                await asyncio.sleep(0.01)
+        assert await frame.state_of(name) == "opened"
+    assert anna.kinds.count(NoticeKind.UNREACHABLE) == 1
+    await cancelled(approving)
+    status = await frame.caller.status(name)
+    assert (status["state"], status["failures"]) == ("delivered", failures(anna, "interrupted"))
+    listening.cancel()
+    await asyncio.wait([listening])
 
 
 RING_1 = {"version": 1, "hash": base64url(bytes(32))}  # older than what a companion holds

@@ -59,9 +59,13 @@ def fresh_urls(*recipients: str) -> dict[str, FidoUrl]:
 
 @contextlib.asynccontextmanager
 async def delivering(
-    folder: Path, *, companions: int = 2, rp_id: str | None = None
+    folder: Path,
+    *,
+    companions: int = 2,
+    rp_id: str | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[tuple[RelayDelivery, Household]]:
-    """A device that has joined a household on a real relay."""
+    """A device that has joined a household on a real relay. clock: the device's."""
     async with running_relay(folder / "relay.db") as server, open_session(None) as session:
         home = await server.household(companions=companions)
         frame = home.devices[0]
@@ -71,7 +75,8 @@ async def delivering(
         state = folder / "state"
         state.mkdir(mode=0o700)
         enrolment._write(state, joined)
-        yield RelayDelivery(RelayClient(ProvenHttp(session, server.url, frame.person.key)), state), home
+        http = ProvenHttp(session, server.url, frame.person.key, clock=clock)
+        yield RelayDelivery(RelayClient(http), state, clock=clock), home
 
 
 async def test_stdout_gets_one_url_and_nothing_else() -> None:
@@ -189,6 +194,26 @@ async def test_a_request_that_never_arrives_is_not_waited_for_long(
         await cut_off(delivery, monkeypatch, never)
         with pytest.raises(ProblemAnswer):
             await delivery.finish(DeviceEvent.CANCELLED)
+
+
+@pytest.mark.threat("T6")
+@pytest.mark.parametrize("turned", [-600, 600])
+async def test_a_device_whose_clock_is_turned_follows_its_request_and_calls_it_off(
+    tmp_path: Path, turned: int
+) -> None:
+    ahead = 0
+    async with delivering(tmp_path, companions=1, clock=lambda: time.time() + ahead) as (delivery, home):
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=60)
+        ahead = turned
+        async with contextlib.aclosing(delivery.progress()) as states:
+            assert (await anext(states)).state is RequestState.PENDING
+        assert len(await home.companions[0].inbox()) == 1
+        await delivery.finish(DeviceEvent.CANCELLED)
+        assert await home.companions[0].inbox() == []
+        # what it begins is of this time, or is not begun
+        with pytest.raises(TrustError) as caught:
+            await delivery.recipients()
+        assert caught.value.reason is TrustReason.CLOCK_SKEW
 
 
 @pytest.mark.threat("T4")

@@ -444,6 +444,25 @@ async def test_a_clock_that_is_wrong_is_told_by_how_much(relays: int, saying: st
     assert len(server.seen) == 1
 
 
+@pytest.mark.threat("T6")
+@pytest.mark.parametrize("turned", [-3600, 3600])
+async def test_what_was_begun_goes_on_by_the_servers_clock(turned: int) -> None:
+    said = problem(401, "proof-clock", now=NOW + turned)
+    async with serving(said, ok(answer=42)) as server, talking_to(server.url) as http:
+        assert (await http.post("/", {}, any_clock=True)).integer("answer") == 42
+    assert [proof["iat"] for proof in server.proofs] == [NOW, NOW + turned]
+    assert len({proof["jti"] for proof in server.proofs}) == 2
+
+
+@pytest.mark.threat("T9")
+async def test_a_server_that_takes_no_date_is_not_asked_again_and_again() -> None:
+    async with serving(problem(401, "proof-clock", now=NOW + 90)) as server, talking_to(server.url) as http:
+        with pytest.raises(TrustError) as caught:
+            await http.post("/", {}, any_clock=True)
+    assert caught.value.reason is TrustReason.CLOCK_SKEW
+    assert len(server.seen) == 2
+
+
 @pytest.mark.threat("T9")
 async def test_an_answer_may_begin_with_a_byte_order_mark() -> None:
     async with serving(answer(b'\xef\xbb\xbf{"answer": 42}')) as server, talking_to(server.url) as http:

@@ -401,6 +401,22 @@ async def test_a_clock_that_is_wrong_is_named_and_not_taken_for_a_session_that_i
     assert party.seen == []
 
 
+@pytest.mark.threat("T5")
+@pytest.mark.parametrize("due", [False, True], ids=["as it is", "after a refresh"])
+async def test_a_device_whose_clock_is_turned_signs_out(party: Party, *, due: bool) -> None:
+    kept = await party.sign_in()
+    if due:
+        party.clock.now = kept.opened.expires_at + 1
+    turned = party.clock.now + 600
+    with pytest.raises(TrustError, match="600 s ahead"):
+        await Session.load(party.state, party.url, http=party.http, clock=lambda: turned).fetch(party.url)
+    await Session.load(party.state, party.url, http=party.http, clock=lambda: turned).sign_out()
+    assert party.store.read(party.url) is None
+    party.store.write(kept)
+    with pytest.raises(NotSignedIn):
+        await party.session().refresh()
+
+
 # Refreshing
 
 
