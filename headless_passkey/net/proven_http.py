@@ -217,7 +217,9 @@ class ProvenHttp:
                 continue
             except _Transient as transient:
                 pause = self._pause(attempt, transient.retry_after)
-                patience -= time.monotonic() - begun + pause
+                # no longer than an attempt may take: a process that was stopped meanwhile has not tried for so long
+                took = min(time.monotonic() - begun, REQUEST_TIMEOUT + wait)
+                patience -= took + pause
                 if patience < 0:
                     raise transient.failure from transient
                 logger.debug("%s %s: %s; again in %.1f s", method, path, transient.failure, pause)

@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -324,6 +325,22 @@ async def test_a_wait_beyond_our_patience_is_not_begun() -> None:
         assert caught.value.reason is TransportReason.SERVER_FAILED
     assert pauses.slept == []
     assert len(server.seen) == 1
+
+
+async def test_who_was_stopped_for_longer_than_patience_lasts_tries_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a process is by SIGSTOP or a debugger: its held call is over when it goes on."""
+    monotonic = time.monotonic
+
+    async def held(_request: web.Request) -> web.StreamResponse:
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 240)  # the event loop's clock, too
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with serving(held, ok(answer=42)) as server, talking_to(server.url) as http:
+        assert (await http.get("/", wait=25, patience=60)).integer("answer") == 42
+    assert len(server.seen) == 2
 
 
 async def test_a_server_that_is_away_is_a_transport_error_when_patience_ends() -> None:
