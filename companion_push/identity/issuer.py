@@ -20,6 +20,7 @@ from companion_push.identity.authority import AuthorityUnavailable, TokenRefused
 from companion_push.identity.settings import ALGORITHMS, OpenIdSettings
 from headless_passkey.errors import TransportError
 from headless_passkey.net.base_url import BaseUrl
+from headless_passkey.net.connector import Connector
 from headless_passkey.net.proxy import read_bounded, sending, tracing
 from headless_passkey.net.tls import tls_context
 from headless_passkey.process.tasks import end_quietly
@@ -79,7 +80,7 @@ class IssuerKeys:
     async def opened(self) -> AsyncIterator[None]:
         tls = tls_context(self._settings.ca)
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls),
+            connector=Connector(ssl=tls),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
             auto_decompress=False,  # no decompression bombs

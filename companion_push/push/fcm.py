@@ -28,6 +28,7 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.mends import setup_error
+from headless_passkey.net.connector import Connector
 from headless_passkey.net.proxy import read_bounded, sending, tracing
 from headless_passkey.text.json_text import decode_json
 
@@ -135,7 +136,7 @@ class FcmChannel:
     def _session(self) -> aiohttp.ClientSession:
         if self._opened is None:
             self._opened = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=True if self._tls is None else self._tls),
+                connector=Connector(ssl=True if self._tls is None else self._tls),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Accept": "application/json", "Accept-Encoding": "identity"},
                 auto_decompress=False,  # no decompression bombs

@@ -26,6 +26,7 @@ from companion_push.push.message_encryption import AUTH, encrypt, key_of
 from companion_push.push.vapid import VapidKey, VapidTokens
 from companion_push.serving.retry_after import retry_after
 from headless_passkey.errors import LocalProtocolError, TransportError, TransportReason
+from headless_passkey.net.connector import Connector
 from headless_passkey.net.proxy import read_bounded
 from headless_passkey.net.unreachable import what_went_wrong
 from headless_passkey.text.base64url import base64url
@@ -143,7 +144,7 @@ class WebPushChannel:
     def _session(self) -> aiohttp.ClientSession:
         """The session of all pushes, made in the loop that sends."""
         if self._opened is None:
-            connector = aiohttp.TCPConnector(
+            connector = Connector(
                 ssl=self._tls or ssl.create_default_context(),
                 limit=_CONNECTIONS,
                 limit_per_host=_CONNECTIONS_PER_HOST,

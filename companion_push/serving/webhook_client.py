@@ -12,6 +12,7 @@ from yarl import URL
 from companion_push.serving.retry_after import retry_after
 from companion_push.serving.webhook import Attempt, Webhook
 from headless_passkey.errors import TransportError
+from headless_passkey.net.connector import Connector
 from headless_passkey.net.proxy import read_bounded, sending, tracing
 from headless_passkey.net.tls import tls_context
 
@@ -64,7 +65,7 @@ class WebhookClient:
         """The session of all attempts, made in the loop that sends."""
         if self._opened is None:
             self._opened = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=self._tls, force_close=True),  # a kept one may be dead
+                connector=Connector(ssl=self._tls, force_close=True),  # a kept one may be dead
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": "companion-push", "Accept-Encoding": "identity"},
                 auto_decompress=False,  # no decompression bombs

@@ -1,9 +1,37 @@
-"""HTTP connections that have ended when their client session has: `Connector`."""
+"""HTTP connections that end, whatever their server does, and at the latest with their client session: `Connector`."""
 
 import asyncio
-from typing import Any, cast
+from functools import partial
+from typing import Any, Final, cast
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+CLOSE_SECONDS: Final = 5.0  # that TLS has for its farewell
+
+
+class _Handler(ResponseHandler):
+    """Cuts a connection off that does not close in time.
+
+    asyncio's TLS transport sets itself no time where the server had hung up while nobody read, and closed twice, as aiohttp
+    does after a malformed answer, it does nothing for `abort` any more.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        wire = self.transport
+        if wire is not None and wire.is_closing():
+            self.abort()
+            return
+        super().close()
+        if wire is not None:
+            self._deadline = self._loop.call_later(CLOSE_SECONDS, wire.abort)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
 
 
 class Connector(aiohttp.TCPConnector):
@@ -16,6 +44,7 @@ class Connector(aiohttp.TCPConnector):
     def __init__(self, **options: Any) -> None:
         """options: of `aiohttp.TCPConnector`."""
         super().__init__(**options)
+        self._factory = cast("partial[ResponseHandler]", partial(_Handler, loop=self._loop))
         self._open: set[asyncio.WriteTransport] = set()
 
     async def connect(self, *args: Any, **options: Any) -> aiohttp.connector.Connection:

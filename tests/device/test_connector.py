@@ -11,13 +11,16 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from typing import Any
 
+import aiohttp
 import pytest
 from certificates import Certificate
 
 from headless_passkey.net.proven_http import open_session
 from headless_passkey.net.tls import tls_context
 from headless_passkey.net.tunnel import open_tunnel
+from tests.loop_clock import LoopClock
 
 PATIENCE = 20.0  # seconds; a safety net
 
@@ -34,6 +37,10 @@ def as_http_that_ends(_request: bytes) -> bytes:
 
 def as_http_cut_short(_request: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n{}"
+
+
+def as_http_malformed(_request: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n"
 
 
 def as_tunnel(request: bytes) -> bytes:
@@ -100,6 +107,11 @@ async def get(port: int, certificate: Certificate) -> None:
         assert await response.content.readany() == b"{}"
 
 
+async def get_in_vain(port: int, certificate: Certificate) -> None:
+    with pytest.raises(aiohttp.ClientError):
+        await get(port, certificate)
+
+
 @pytest.mark.threat("T9")
 @pytest.mark.parametrize(
     ("use", "answer"),
@@ -108,6 +120,7 @@ async def get(port: int, certificate: Certificate) -> None:
         (get, as_http),
         (get, as_http_that_ends),
         (get, as_http_cut_short),
+        (get_in_vain, as_http_malformed),
     ],
 )
 def test_a_connection_ends_though_the_server_does_not_close_it_and_the_loop_ends(
@@ -123,3 +136,54 @@ def test_a_connection_ends_though_the_server_does_not_close_it_and_the_loop_ends
 
         asyncio.run(work())
         ended.result(PATIENCE)
+
+
+@contextmanager
+def hanging_up_after(answer: bytes, certificate: Certificate) -> Iterator[tuple[int, "Future[None]"]]:
+    """A server that answers once, and ends its side of the connection without a word of TLS: its port, and when the client ended its own."""
+    ended: Future[None] = Future()
+
+    def serve() -> None:
+        accepted, _ = listening.accept()
+        with certificate.server_context().wrap_socket(accepted, server_side=True) as tls:
+            tls.recv(65536)
+            tls.sendall(answer)
+            with socket.socket(fileno=os.dup(tls.fileno())) as raw:
+                raw.settimeout(PATIENCE)
+                raw.shutdown(socket.SHUT_WR)
+                try:
+                    with suppress(ConnectionError):
+                        while raw.recv(65536):
+                            pass
+                    ended.set_result(None)
+                except OSError as error:  # for the test
+                    ended.set_exception(error)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listening.getsockname()[1], ended
+        thread.join()
+
+
+UNREAD = b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n" + bytes(
+    800_000
+)  # more than aiohttp reads ahead
+
+
+@pytest.mark.threat("T9")
+async def test_a_server_that_hangs_up_without_a_word_of_tls_keeps_no_connection(
+    loopback_certificate: Certificate, loop_clock: LoopClock
+) -> None:
+    """asyncio reads no more in a connection whose reader is behind, and then gives it no time to close."""
+    with hanging_up_after(UNREAD, loopback_certificate) as (port, ended):
+        async with open_session(tls_context(loopback_certificate.ca)) as session:
+            response = await session.get(f"https://localhost:{port}/")
+            assert response.connection is not None
+            wire: Any = response.connection.transport
+            async with asyncio.timeout(PATIENCE):
+                while wire._ssl_protocol._state.name != "FLUSHING":  # noqa: ASYNC110  asyncio tells nobody
+                    await asyncio.sleep(0)
+            response.close()
+            loop_clock.passes(PATIENCE)
+            await asyncio.wrap_future(ended)  # while the session goes on
