@@ -91,13 +91,14 @@ class GraphQLHttp(ProvenHttp):
         patience: float = PATIENCE,
         access_token: str | None = None,
         meets_nonce: bool = True,
+        any_clock: bool = False,
     ) -> Members:
         variables = {**(query or {}), **(body or {})}
         document = _document(method, path, variables)
         if document is None:
             return await super().call(
                 method, path, body=body, query=query, wait=wait, patience=patience, access_token=access_token,
-                meets_nonce=meets_nonce,
+                meets_nonce=meets_nonce, any_clock=any_clock,
             )  # fmt: skip
         if (method, path) == ("GET", "/v1/inbox") and wait:
             return await self._next(variables.get("cursor"), wait)
@@ -105,7 +106,9 @@ class GraphQLHttp(ProvenHttp):
             variables["wait"] = wait
         sent = {"query": document, "variables": {_camel(name): value for name, value in variables.items()}}
         # its time-out is longer by the time that the relay may hold the answer
-        answer = await super().call("POST", "/graphql", body=sent, wait=wait, patience=patience)
+        answer = await super().call(
+            "POST", "/graphql", body=sent, wait=wait, patience=patience, any_clock=any_clock
+        )
         return self._value(answer._value)  # noqa: SLF001  its members have other names than those asked for
 
     @contextlib.asynccontextmanager

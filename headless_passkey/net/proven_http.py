@@ -284,7 +284,13 @@ class ProvenHttp:
                 f"{self._host} says: not now ({problem.slug}){again}", reason=TransportReason.SERVER_FAILED
             )
             raise _Transient(failure, after)
+        if problem.slug == "proof-clock":
+            raise _Misdated(self._typed(problem), problem, self._ahead(problem))
         raise self._typed(problem)
+
+    def _ahead(self, problem: ProblemAnswer) -> int:
+        """The seconds by which this clock is ahead of the server's, which refuses a proof for that."""
+        return int(self._clock()) - problem.members.integer("now")
 
     def _typed(self, problem: ProblemAnswer) -> Exception:
         """Translate a refusal to a branch of the error tree."""
@@ -306,9 +312,9 @@ class ProvenHttp:
                     "somebody else used this invitation: look at the account's members and remove whom you do not know",
                 )
             case "proof-clock":
-                ahead = int(self._clock()) - problem.members.integer("now")
+                ahead = self._ahead(problem)
                 what = f"this clock is {abs(ahead)} s {'ahead of' if ahead > 0 else 'behind'} that of {self._host}"
-                return _Misdated(clock_skew(what), problem, ahead)
+                return clock_skew(what)
             case _:
                 return problem
 
@@ -333,7 +339,7 @@ class _Transient(Exception):  # noqa: N818  it never leaves this module
 class _Misdated(Exception):  # noqa: N818  it never leaves this module
     """A refusal of the proof for its date alone."""
 
-    def __init__(self, failure: TrustError, problem: ProblemAnswer, ahead: int) -> None:
+    def __init__(self, failure: Exception, problem: ProblemAnswer, ahead: int) -> None:
         """failure: what to raise. ahead: seconds by which this clock is ahead of the server's."""
         super().__init__(str(failure))
         self.failure, self.problem, self.ahead = failure, problem, ahead
