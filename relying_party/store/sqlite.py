@@ -6,7 +6,8 @@ and a power cut. The schema has a version: older files are migrated when they ar
 
 Other programs may use the file too, such as a backup or a shell. While one of them holds the write lock, reads go on, and
 a write waits `BUSY_TIMEOUT` seconds from its call, however many others wait too. After the file was moved, deleted or
-replaced, every transaction fails: its change would be in a file that nobody reads again.
+replaced, every transaction fails: its change would be in a file that nobody reads again. On a full disk the log is copied into
+the file and written over, so that it goes on for as long as the file itself does not have to grow.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ _Value = TypeVar("_Value")
 
 APPLICATION_ID: Final = 0x68705250  # "hpRP", in the header of the file
 BUSY_TIMEOUT: Final = 5.0  # seconds
+_LOG_KEPT: Final = 32 << 20  # bytes of the write-ahead log that are kept when it begins again
 
 
 class Worker:
@@ -62,13 +64,23 @@ class Worker:
         if connection is None:
             raise StoreUnavailable("the store is closed")
 
+        def whole() -> _Value:
+            with all_or_nothing(connection, kind):
+                return work(connection)
+
         def transaction() -> _Value:
             left = max(0.0, asked + BUSY_TIMEOUT - monotonic())
             try:
                 self._check()
                 connection.execute(f"PRAGMA busy_timeout = {int(left * 1000)}")
-                with all_or_nothing(connection, kind):
-                    value = work(connection)
+                try:
+                    value = whole()
+                except sqlite3.OperationalError as error:
+                    if not _found_no_room(error):
+                        raise
+                    # what of the log is copied into the file is written over, which needs no room
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                    value = whole()
                 self._check()  # a commit counts only in the file at the path
             except sqlite3.Error as error:
                 raise StoreUnavailable(f"the store does not answer: {error}") from error
@@ -217,7 +229,8 @@ def _open(path: Path, prepare: Callable[[sqlite3.Connection, Path], None]) -> sq
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise StoreUnavailable(f"another program keeps the store {path} locked") from error
-        raise SetupError(f"cannot open the store {path}: {error}") from error
+        why = f"the disk is full ({error})" if _is_full(error) else str(error)
+        raise SetupError(f"cannot open the store {path}: {why}") from error
     except sqlite3.Error as error:
         raise SetupError(f"cannot open the store {path}: {error}") from error
     return connection
@@ -262,6 +275,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT}").fetchall()
     if not _is_up_to_date(connection):
         with all_or_nothing(connection, "IMMEDIATE"):
             _migrate(connection, path)
@@ -309,6 +323,16 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _found_no_room(error: sqlite3.Error) -> bool:
+    """Whether the disk has no room, or a user no share of it left: of that SQLite only says that it could not write."""
+    return _is_full(error) or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_WRITE
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    """Whether the disk has no room for the file or its log, or for the log's index."""
+    return getattr(error, "sqlite_errorcode", 0) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
 @contextmanager

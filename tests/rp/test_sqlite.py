@@ -1,13 +1,15 @@
 """The store in a file: whole transactions, files of other programs, versions."""
 
 import asyncio
+import os
 import sqlite3
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -16,6 +18,8 @@ from relying_party.core.credentials import User
 from relying_party.errors import SetupError, StoreUnavailable
 from relying_party.store import sql, sqlite
 from relying_party.store.sqlite import SqliteStore
+from tests.failing_disk import FailingDisk
+from tests.programs import ROOT
 from tests.rp.records import ADA, EVE, credential, session
 
 
@@ -197,6 +201,90 @@ async def test_a_store_that_is_deleted_in_the_middle_acknowledges_nothing(tmp_pa
     async with SqliteStore(tmp_path / "s") as store:
         with pytest.raises(StoreUnavailable, match="no longer"):
             await store._transaction(lambda _: (tmp_path / "s").unlink(), writes=True)
+
+
+# A disk that is full, or fails
+
+
+async def in_a_program(folder: Path, disk: FailingDisk, work: str) -> list[str]:
+    """What a program prints that has a store open, with a user, and three changes in its log."""
+    program = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _PROGRAM.replace("WORK", work),
+        folder / "s",
+        cwd=ROOT,
+        env=os.environ | disk.environment,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await program.communicate()
+    return output.decode().splitlines()
+
+
+_PROGRAM: Final = """
+import asyncio, os, sys
+from pathlib import Path
+from relying_party.errors import StoreUnavailable
+from relying_party.store.sqlite import SqliteStore
+from tests.rp.records import ADA, credential, session
+
+def disk(fault):
+    with open(os.environ["FAILING_DISK"], "r+b") as file:
+        file.write(fault)
+
+async def main():
+    async with SqliteStore(Path(sys.argv[1])) as store:
+        await store.register(credential(), ADA, session(), ends=None)
+    async with SqliteStore(Path(sys.argv[1])) as store:
+        async def rename(name):
+            try:
+                await store.rename_user(name, by=session(), now=2)
+                print("renamed", flush=True)
+            except StoreUnavailable as error:
+                print(error, flush=True)
+        for name in ("a", "b", "c"):
+            await rename(name)
+        WORK
+        os._exit(0)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.threat("T16")
+@pytest.mark.threat("T17")
+async def test_a_store_goes_on_in_its_log_on_a_full_disk_and_after_a_change_that_could_not_be_synced(
+    tmp_path: Path,
+) -> None:
+    full, fails_once = r"disk(b'\1\0\0')", r"disk(b'\0\1\0')"
+    work = f"{full}; [await rename(str(n)) for n in range(20)]; {fails_once}; await rename('lost'); await rename('kept')"
+    said = await in_a_program(tmp_path, FailingDisk(tmp_path), work)
+    assert said == ["renamed"] * 23 + ["the store does not answer: disk I/O error", "renamed"]
+    async with SqliteStore(tmp_path / "s") as store:
+        assert await store.user_by_name("ada", now=2) == replace(ADA, display_name="kept")
+
+
+async def test_a_log_that_has_become_long_is_cut_when_nobody_reads_it_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_LOG_KEPT", 1 << 15)
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        await store._transaction(
+            lambda connection: connection.execute("PRAGMA wal_autocheckpoint = 1").fetchall(), writes=True
+        )
+        with closing(sqlite3.connect(tmp_path / "s", isolation_level=None)) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT * FROM users").fetchall()
+            while _length(tmp_path / "s-wal") <= 1 << 16:
+                await store.rename_user("Ada", by=session(), now=2)
+        for name in ("Ada", "Eve", "Ada"):
+            await store.rename_user(name, by=session(), now=2)
+        assert _length(tmp_path / "s-wal") <= 1 << 15
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size
 
 
 async def test_a_store_is_found_from_every_working_folder(
