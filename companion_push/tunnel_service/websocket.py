@@ -258,8 +258,7 @@ class Websocket(asyncio.Protocol):
             if not self._stopped and self._looking is None:  # else it was on its way
                 used = self._take(self._rest)
                 del self._rest[:used]
-            if self._stopped and len(self._rest) > READ_AHEAD:
-                self._broke(WSCloseCode.POLICY_VIOLATION, "too much at once")
+            self._bound_the_rest()
             return
         used = self._take(data)
         if used < len(data):
@@ -274,10 +273,15 @@ class Websocket(asyncio.Protocol):
         self._looking = None
         used = self._take(self._rest)
         del self._rest[:used]
+        self._bound_the_rest()  # of what came with the request, too
         transport = self._transport
         if self._stopped or self._looking is not None or transport is None or transport.is_closing():
             return
         transport.resume_reading()
+
+    def _bound_the_rest(self) -> None:
+        if self._stopped and len(self._rest) > READ_AHEAD:
+            self._broke(WSCloseCode.POLICY_VIOLATION, "too much at once")
 
     def _take(self, data: bytes | bytearray) -> int:
         """Take the frames in `data`, and return how many of its bytes have been used."""

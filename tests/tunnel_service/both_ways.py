@@ -43,7 +43,7 @@ async def _outcome(parts: Sequence[bytes], *, first: bool) -> Outcome:
         slot = runner.connections.admit(ADDRESS)
         assert slot is not None
         server = cast("_Server", runner.server)
-        wire = _Wire()
+        wire = Wire()
         wire.set_protocol(server.first(slot) if first else server(slot))
         wire.protocol.connection_made(wire)
         for part in parts:
@@ -89,7 +89,7 @@ class _Counted(Buckets):
         super().give_back(key)
 
 
-class _Wire(asyncio.Transport):
+class Wire(asyncio.Transport):
     """A connection, and its own socket."""
 
     def __init__(self) -> None:

@@ -16,7 +16,14 @@ from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service import websocket
 from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
-from companion_push.tunnel_service.websocket import FRAMES_IN_A_ROW, _unmasked, accept_key
+from companion_push.tunnel_service.websocket import (
+    FRAMES_IN_A_ROW,
+    READ_AHEAD,
+    Websocket,
+    _unmasked,
+    accept_key,
+)
+from tests.tunnel_service.both_ways import Wire
 from tests.tunnel_service.by_program import listen
 from tests.tunnel_service.test_memory import UPGRADE
 
@@ -95,6 +102,44 @@ async def both(behind: bytes = b"", **limits: int) -> AsyncIterator[tuple[Raw, R
             with contextlib.suppress(ConnectionError):
                 await end.writer.wait_closed()
         await runner.cleanup()
+
+
+class Unheard:
+    """A tunnel whose other end takes nothing any more when a message has come."""
+
+    def __init__(self) -> None:
+        self.broken: list[int] = []
+
+    def message(self, websocket: Websocket, _data: bytes) -> None:
+        websocket.read(go_on=False)
+
+    def broke(self, websocket: Websocket, code: int, _rule: str) -> None:
+        self.broken.append(code)
+        websocket.close(code)
+
+    def control(self, websocket: Websocket) -> None:
+        """Pings count for nothing here."""
+
+    def ended(self, websocket: Websocket, code: int | None) -> None:
+        """It is over."""
+
+    silent = flow = control
+
+
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize("more", [0, 1])
+async def test_of_what_comes_with_the_request_no_more_waits_than_of_what_comes_later(more: int) -> None:
+    tunnel, wire, gone = Unheard(), Wire(), asyncio.Event()
+    end = Websocket(tunnel, message_size=1 << 16, silence=3600)
+    wire.set_protocol(end)
+    waits = frame(2, bytes(60_000)) * 2
+    waits += bytes(READ_AHEAD + more - len(waits))  # half a frame
+    end.begin(wire, bytearray(frame(2, b"first") + waits), gone.set)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert tunnel.broken == [1008] * more
+    wire.abort()
+    await gone.wait()
 
 
 @pytest.mark.parametrize("pause", [True, False], ids=["byte by byte", "at once"])
