@@ -36,6 +36,7 @@ from headless_passkey.errors import (
 from headless_passkey.net.tunnel import open_websocket
 
 ANSWER_TIMEOUT: Final = 10.0  # seconds for the answer to a registration
+MAX_WOKEN: Final = 64  # calls that come before such an answer; our own service has half as many in its queue
 
 
 class WakingClient:
@@ -67,6 +68,8 @@ class WakingClient:
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 await self._websocket.send_str(encode_waking(message))
                 while isinstance(given := await self._receive(), Wake):
+                    if len(self._woken) == MAX_WOKEN:
+                        raise self._out_of_turn()
                     self._woken.append(given)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             what = f"the tunnel service {self._host} did not answer a registration"

@@ -48,6 +48,7 @@ SILENCE: Final = (
     20.0  # seconds; less than the 60 after which many proxies and firewalls drop an idle connection
 )
 MAX_UNREAD: Final = 1 << 16  # bytes in the queue, above which nothing more is received (back-pressure)
+MESSAGE_COST: Final = 64  # bytes that a message counts for beside its own: there is no end of empty ones
 MAX_CONTROLS: Final = 1024  # pings and pongs in a tunnel's life of some minutes
 
 _T = TypeVar("_T")
@@ -104,7 +105,7 @@ class Tunnel:
         self._arrived: asyncio.Queue[bytes | Exception] = asyncio.Queue()  # the last item is the error
         self._signal_due = signalled
         self._over: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        self._unread = 0  # bytes in it
+        self._unread = 0  # bytes in it, with what each message costs
         self._read = asyncio.Event()
 
     @property
@@ -129,7 +130,7 @@ class Tunnel:
         if isinstance(message, Exception):
             self._arrived.put_nowait(message)
             raise message
-        self._unread -= len(message)
+        self._unread -= len(message) + MESSAGE_COST
         self._read.set()
         return message
 
@@ -165,7 +166,7 @@ class Tunnel:
                         return None
                 case WSMsgType.BINARY:
                     self._arrived.put_nowait(message.data)
-                    self._unread += len(message.data)
+                    self._unread += len(message.data) + MESSAGE_COST
                     while self._unread > MAX_UNREAD:
                         self._read.clear()
                         await self._read.wait()

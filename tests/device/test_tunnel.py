@@ -24,7 +24,7 @@ from headless_passkey.errors import (
 from headless_passkey.hybrid.tunnel_url import contact_headers
 from headless_passkey.mends import mend
 from headless_passkey.net.tls import tls_context
-from headless_passkey.net.tunnel import MAX_UNREAD, TunnelClosed, open_tunnel
+from headless_passkey.net.tunnel import MAX_UNREAD, MESSAGE_COST, TunnelClosed, open_tunnel
 
 TUNNEL_ID = "00112233445566778899AABBCCDDEEFF"
 
@@ -390,6 +390,31 @@ async def test_what_nobody_receives_is_not_taken_in_without_end(loopback_certifi
         for message in messages:
             assert tunnel._unread <= 2 * MAX_UNREAD
             assert await tunnel.receive() == message
+
+
+@pytest.mark.threat("T9")
+async def test_of_empty_messages_that_nobody_receives_no_more_are_taken_in_than_fit(
+    loopback_certificate: Certificate,
+) -> None:
+    number = 4 * MAX_UNREAD // MESSAGE_COST
+
+    async def tell(websocket: web.WebSocketResponse) -> None:
+        for _ in range(number):
+            await websocket.send_bytes(b"")
+        await websocket.send_bytes(b"the last")
+        await websocket.receive()
+
+    async with (
+        service(tunnel_service(tell), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        async with asyncio.timeout(60):
+            while tunnel._unread <= MAX_UNREAD:  # noqa: ASYNC110  nothing tells of it
+                await asyncio.sleep(0)
+        for _ in range(number):
+            assert tunnel._arrived.qsize() <= MAX_UNREAD // MESSAGE_COST + 1
+            assert await tunnel.receive() == b""
+        assert await tunnel.receive() == b"the last"
 
 
 @pytest.mark.threat("T9")
