@@ -137,8 +137,11 @@ class PostgresStore(database.Database):
     def lock(self) -> None:
         """Keep relays and other such commands from the database until it is closed."""
         self._lock, until = self.connected(), monotonic() + _ENDING_SECONDS
+        # its transaction ends with it, also behind a pooler, which keeps the server's session and would keep the session's lock
+        self._lock.execute("BEGIN")
+        self._lock.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         while True:
-            row = self._lock.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone()
+            row = self._lock.execute("SELECT pg_try_advisory_xact_lock(%s)", (_LOCK,)).fetchone()
             if row is not None and row[0]:
                 return
             if monotonic() >= until:

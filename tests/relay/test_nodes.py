@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from companion_push.errors import StoreUnusable
+from companion_push.errors import StoreBusy, StoreUnusable
 from companion_push.relay import account_events, operations, postgres_nodes
 from companion_push.relay.account_states import SqlStates, States
 from companion_push.relay.app import RELAY
@@ -784,6 +784,19 @@ async def test_a_relay_that_would_hear_nothing_behind_a_pooler_says_so_and_ends(
             async with open_store(PostgresUri(pooler), serves=True):
                 pass
     assert "--store-direct" in str(refused.value.advice)
+
+
+async def test_a_command_that_was_alone_behind_a_pooler_leaves_the_database_to_relays(
+    place: PostgresUri, tmp_path: Path
+) -> None:
+    async with pooled(place.uri, tmp_path) as pooler:
+        behind = PostgresUri(pooler, direct=place.uri)
+        async with open_store(behind, alone=True):
+            with pytest.raises(StoreBusy):
+                async with open_store(behind, serves=True):
+                    pass
+        async with open_store(behind, serves=True):
+            pass
 
 
 # Workers
