@@ -22,6 +22,7 @@ AFTER_ANSWER: Final = 0.01  # seconds before a push begins, in which the caller 
 TEST_SECONDS: Final = 8.0  # for a push whose caller waits: a call has ten
 DRAIN_SECONDS: Final = 2.0  # for what is with the push services when the relay ends
 GATHER: Final = 0.02  # seconds in which more outcomes may come, for one transaction
+_REFUSED: Final = 3  # outcomes, after which no others are stored one by one
 _AGAIN: Final = 2.0  # seconds until a store that did not answer is tried again
 
 logger = logging.getLogger(__name__)
@@ -105,21 +106,41 @@ class Notifier:
                 self._ended.set()
 
     async def _flush(self) -> bool:
-        """Store the outcomes that have come; False when the store does not answer."""
+        """Store the outcomes that have come; False where the store does not answer for some."""
         ends, self._ends = self._ends, []
-        if not ends:
+        refused = await self._store(ends) if ends else None
+        if refused is None:
             return True
+        left = ends if len(ends) == 1 else await self._store_apart(ends)
+        if not left:
+            return True
+        logger.warning("the outcomes of %d pushes could not be stored: %s", len(left), refused)
+        self._ends += left  # after those that have come meanwhile
+        return False
+
+    async def _store(self, ends: Sequence[tuple[Order, Delivery]]) -> Exception | None:
+        """Store outcomes in one transaction; returns the error when the store does not answer."""
         try:
             await self._run(record_pushes(ends))
         except (StoreUnavailable, Problem) as error:
-            logger.warning("the outcomes of %d pushes could not be stored: %s", len(ends), error)
-            self._ends = ends + self._ends
-            return False
+            return error
         except Exception as error:  # noqa: BLE001  a bug must not end the recording of all others
             logger.error("the outcomes of %d pushes were lost: %s", len(ends), type(error).__name__)  # noqa: TRY400
-            return True
+            return None
         self._in_flight.difference_update(order.number for order, _ in ends)
-        return True
+        return None
+
+    async def _store_apart(self, ends: list[tuple[Order, Delivery]]) -> list[tuple[Order, Delivery]]:
+        """Store outcomes one by one, since one account may be in the way of the others; returns those that are left, those that
+        were refused at the end. After some that were refused the store seems not to answer for anybody.
+        """
+        refused: list[tuple[Order, Delivery]] = []
+        for number, each in enumerate(ends, start=1):
+            if await self._store([each]) is not None:
+                refused.append(each)
+            if len(refused) == _REFUSED:
+                return ends[number:] + refused
+        return refused
 
     async def close(self) -> None:
         """Wait a little for what is with the push services. The rest stays in the store, for the next start."""

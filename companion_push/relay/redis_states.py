@@ -58,6 +58,8 @@ _AWAY_SECONDS: Final = 1.0  # for which what did not answer is not asked: thousa
 # seconds after the end of a value until it expires: the sweep comes first, and the server's clock may jump by that much
 _LATER: Final = 86_400.0
 _VERSION: Final = 8  # bytes
+_NEVER: Final = 0.0, ""
+_NO_ANSWER: Final = "the account states do not answer: "
 _NOT_TAKEN: Final = "the server does not take this user with this password"
 _AT_ONCE: Final = 32  # buckets that are asked at once
 
@@ -128,9 +130,8 @@ class RedisStates:
         self._place = place
         self.client: redis.Redis | RedisCluster
         self.is_cluster = False
-        self._away: dict[
-            int, float
-        ] = {}  # until when what did not answer is not asked, by the monotonic clock
+        # until when what did not answer is not asked, by the monotonic clock, and why
+        self._away: dict[int, tuple[float, str]] = {}
         self._scripts: dict[str, str] = {}  # their hashes
         self._new_nodes: _NewNodes | None = None  # of a Cluster
 
@@ -264,8 +265,9 @@ class RedisStates:
     def _ask(self, account: str | None, question: Callable[[Any], T]) -> T:
         """Ask the server of an account, or all of them. `StoreUnavailable` when it does not answer, or did not a moment ago."""
         who = _bucket(account) if account is not None and self.is_cluster else -1
-        if monotonic() < max(self._away.get(who, 0.0), self._away.get(-1, 0.0)):
-            raise StoreUnavailable("the account states did not answer a moment ago")
+        until, why = max(self._away.get(who, _NEVER), self._away.get(-1, _NEVER))
+        if monotonic() < until:
+            raise StoreUnavailable(f"the account states did not answer a moment ago: {why}")
         try:
             with _translated():
                 return question(self.client)
@@ -274,7 +276,8 @@ class RedisStates:
             if is_replica and isinstance(self.client, redis.Redis):
                 self.client.connection_pool.disconnect()  # the name may lead to another server, which is the primary now
             elif not isinstance(error.__cause__, ResponseError):
-                self._away[who] = monotonic() + _AWAY_SECONDS
+                why = str(error).removeprefix(_NO_ANSWER)
+                self._away[who] = monotonic() + _AWAY_SECONDS, why
             raise
 
     # Opening
@@ -438,7 +441,7 @@ def _translated() -> Iterator[None]:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, AuthenticationError):
             said = _NOT_TAKEN
-        raise StoreUnavailable(f"the account states do not answer: {said}") from error
+        raise StoreUnavailable(_NO_ANSWER + said) from error
 
 
 def _unusable(message: str, reason: SetupReason) -> StoreUnusable:

@@ -16,14 +16,19 @@ from redis.exceptions import RedisError
 from companion_push.errors import StoreUnavailable
 from companion_push.relay import operations
 from companion_push.relay import redis_states as redis_module
+from companion_push.relay.account_state import OUTCOMES
 from companion_push.relay.account_states import ABSENT, Value
 from companion_push.relay.app import RELAY
+from companion_push.relay.messages import MAX_SEALED
 from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.redis_states import _bucket, open_redis
+from headless_passkey.text.base64url import base64url
+from headless_passkey.trust.ring import MAX_COMPANIONS
 from tests.ports import reserved_port
 from tests.relay import redis_servers
-from tests.relay.household import Household, fresh_id
+from tests.relay.household import Caller, Household, fresh_id
 from tests.relay.redis_servers import RedisServer
+from tests.relay.test_notifying import registers
 from tests.relay.test_redis import ANNAS, PASSWORD, write
 from tests.relay.test_redis_faults import answered
 from tests.relay.test_two_stores import a_house
@@ -414,6 +419,53 @@ async def test_a_relay_starts_and_renews_leases_also_while_a_slot_cannot_be_writ
         after = [heard_at(home) for home in homes]
         assert after[0] == before[0]
         assert after[1] > before[1]
+
+
+@pytest.mark.threat("T17")
+async def test_accounts_whose_slot_cannot_be_written_keep_no_outcome_of_the_others_pushes_from_being_stored(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("companion_push.relay.notifier._AGAIN", 0.01)
+    async with a_house(tmp_path, server.place()) as house:
+        homes = [house.home, await house.relay.household("bob")]
+        names = [fresh_id(), fresh_id()]
+        house.fcm.gate.clear()
+        for home, name in zip(homes, names, strict=True):
+            await registers(home.companions[0])
+            await home.devices[0].submit(home.companions[0], name=name)
+        await house.fcm.came(2)
+        allow_all_but(server, homes[0].account)
+        house.fcm.gate.set()
+        assert await outcome(homes[1].devices[0], names[1]) == "sent"
+        server.do("ACL", "SETUSER", "default", "allkeys")
+        assert await outcome(homes[0].devices[0], names[0]) == "sent"
+
+
+async def outcome(device: Caller, name: str) -> str:
+    """What has become of the one push for a request, once that is stored."""
+    status = await device.status(name)
+    while status["notified"][0]["outcome"] == "pending":
+        status = (await device.get(f"/v1/requests/{name}?version={status['version']}&wait=25")).body
+    return str(status["notified"][0]["outcome"])
+
+
+@pytest.mark.threat("T17")
+async def test_what_a_device_takes_of_the_servers_memory_does_not_grow_with_its_requests(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest envelopes that there are, for as many companions as an account has; only the newest request has any."""
+    monkeypatch.setattr("tests.relay.household.SEALED", base64url(bytes(MAX_SEALED)))
+    async with a_house(tmp_path, server.place()) as house:
+        home = await house.relay.household("bob", companions=MAX_COMPANIONS)
+        used = []
+        for _ in range(OUTCOMES + 2):
+            submitted = await home.devices[0].submit(*home.companions)
+            assert submitted.status == 201
+            used.append(
+                sum(server.do("MEMORY", "USAGE", key, "SAMPLES", 0) for key in server.do("KEYS", "*"))
+            )
+    assert used[0] > MAX_SEALED * MAX_COMPANIONS
+    assert max(used) < 80 * 1024
 
 
 async def test_a_policy_that_drops_values_is_said_once_in_life_and_once_when_it_is_over(
