@@ -1191,11 +1191,19 @@ class RelayEndpoints:
         while True:
             await asyncio.sleep(operations.PUSH_LOOKS)
             try:
-                await self.run("", operations.keep_pushes)
+                await self._keep_pushes_once()
             except StoreUnavailable as error:
                 logger.warning("pushes could not be looked for: %s", error)
             except Exception as error:  # noqa: BLE001  as with the sweep
                 logger.error("pushes could not be looked for: %s", place_of(error))  # noqa: TRY400
+
+    async def _keep_pushes_once(self) -> None:
+        try:
+            await self.run("", operations.keep_pushes)
+        except StoreUnavailable as error:
+            if not self._states_beside or isinstance(error, StoreBusy):
+                raise
+            await self.run("", partial(operations.keep_pushes, apart=True))
 
     async def _let_pushes_go(self) -> None:
         try:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
+from companion_push.errors import StoreBusy, StoreUnavailable
 from companion_push.push.channel import (
     Address,
     Apns,
@@ -408,11 +409,13 @@ def collect(
     *,
     in_flight: Collection[int],
     kinds: frozenset[Kind],
+    apart: bool = False,
 ) -> tuple[tuple[Order, ...], set[Key]]:
     """Take up the pushes that are nobody's: of a relay that was killed, or of an account that was closed beside it.
 
     Dropped is what is over, what its recipient has fetched, and what this relay is not set up for. Returns the others,
-    and the requests whose `notified` has changed. in_flight: numbers of those that are known.
+    and the requests whose `notified` has changed. in_flight: numbers of those that are known. apart: leave what is over, and
+    accounts whose state does not answer, to a later time, so that they are not in the way of the others.
     """
     db.execute("DELETE FROM channels WHERE stale_at <= ?", (now - STALE_KEPT,))
     rows = db.execute(
@@ -424,7 +427,12 @@ def collect(
     for number, account, companion, handle, kind, address, tag, purpose, device, request, expires_at in rows:
         if number in in_flight:
             continue
-        stored = None if request is None else states.of(account).request((device, request))
+        try:
+            stored = None if request is None else states.of(account).request((device, request))
+        except StoreUnavailable as error:
+            if not apart or isinstance(error, StoreBusy):
+                raise
+            continue
         is_wanted = purpose != Purpose.REQUEST or (
             stored is not None
             and stored.waits_for(companion)
@@ -445,7 +453,7 @@ def collect(
                     ),
                 )
             )
-        else:
+        elif not apart:
             over.append((number, Delivery(outcome=PushOutcome.LATE)))
     return tuple(orders), record(db, states, over, now)
 

@@ -1158,18 +1158,18 @@ def record_pushes(ends: Sequence[tuple[Order, Delivery]]) -> Operation:
     return operation
 
 
-def take_up_pushes(call: Call) -> Answer:
-    """Hand over the pushes that are stored and not under way: a relay was killed, or an account closed."""
+def take_up_pushes(call: Call, *, apart: bool = False) -> Answer:
+    """Hand over the pushes that are stored and not under way: a relay was killed, or an account closed. apart: as for `channels.collect`."""
     pushes, told = channels.collect(
-        call.db, call.states, call.now, in_flight=call.in_flight, kinds=call.kinds
+        call.db, call.states, call.now, in_flight=call.in_flight, kinds=call.kinds, apart=apart
     )
     return Answer(body={}, pushes=pushes, woken=frozenset(request_topic(*request) for request in told))
 
 
-def keep_pushes(call: Call) -> Answer:
-    """Keep the pushes that this process has under way, and take up those that another one has not kept."""
+def keep_pushes(call: Call, *, apart: bool = False) -> Answer:
+    """Keep the pushes that this process has under way, and take up those that another one has not kept. apart: as for `channels.collect`."""
     channels.keep(call.db, call.in_flight, call.now + PUSH_LEASE)
-    return take_up_pushes(call)
+    return take_up_pushes(call, apart=apart)
 
 
 def let_pushes_go(call: Call) -> Answer:

@@ -28,7 +28,7 @@ from tests.ports import reserved_port
 from tests.relay import redis_servers
 from tests.relay.household import Caller, Household, fresh_id
 from tests.relay.redis_servers import RedisServer
-from tests.relay.test_notifying import registers
+from tests.relay.test_notifying import registers, token
 from tests.relay.test_redis import ANNAS, PASSWORD, write
 from tests.relay.test_redis_faults import answered
 from tests.relay.test_two_stores import a_house
@@ -439,6 +439,27 @@ async def test_accounts_whose_slot_cannot_be_written_keep_no_outcome_of_the_othe
         assert await outcome(homes[1].devices[0], names[1]) == "sent"
         server.do("ACL", "SETUSER", "default", "allkeys")
         assert await outcome(homes[0].devices[0], names[0]) == "sent"
+
+
+@pytest.mark.threat("T17")
+async def test_accounts_whose_slot_cannot_be_written_keep_no_push_of_the_others_with_a_relay_that_was_killed(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with a_house(tmp_path, server.place()) as house:
+        endpoints = house.relay.app[RELAY]
+        homes = [house.home, await house.relay.household("bob")]
+        house.fcm.gate.clear()
+        for home in homes:
+            await registers(home.companions[0])
+            await home.devices[0].submit(home.companions[0])
+        await house.fcm.came(2)
+        await homes[0].companions[0].inbox()  # so that its push is to be noted as late
+        endpoints._notifier._in_flight.clear()  # they are of a relay that was killed
+        house.relay.clock.ahead += 100
+        allow_all_but(server, homes[0].account)
+        await endpoints._keep_pushes_once()
+        await house.fcm.came(3)
+        assert house.fcm.shown()[2] == ("request", token(homes[1].companions[0]))
 
 
 async def outcome(device: Caller, name: str) -> str:
