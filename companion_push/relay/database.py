@@ -43,6 +43,10 @@ _BUSY_PAUSE: Final = 0.005  # seconds until a locked store is tried again
 COMMITS: Final = 256
 CHECKPOINT: Final = 4 << 20
 _TOO_LONG: Final = 8 * CHECKPOINT  # bytes of a log that is not kept for what comes next
+_LOG_BEGINS: Final = (
+    bytes.fromhex("377f0682"),
+    bytes.fromhex("377f0683"),
+)  # by the order of its checksums' bytes
 _COPY_PAUSE: Final = 1.0  # seconds until a log is copied again that could not be
 # the bytes of the file that whoever reads it locks, the first and how many (SQLite's file locking, "SHARED")
 _SHARED: Final = (0x40000002, 510)
@@ -319,33 +323,64 @@ class Database:
         with _translated(self._path):
             _make_private_file(self._path)
             self._connection = _connect(self._path)
+            log, _ = _companions(self._path)
+            _copy_what_is_there(self._connection, log)
             _migrate(self._connection)
-            # What of the log is read here may be in the system's memory only, after a sync of before that failed. In the file it
-            # is synced before anybody is told of it
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             # from here on commits are synced by `_sync`, and the log is copied by `_checkpoint`
             for pragma in ("synchronous=NORMAL", "wal_autocheckpoint=0", "busy_timeout=0"):
                 self._connection.execute(f"PRAGMA {pragma}").fetchall()
             self._checkpoints = _connect(self._path)
             self._checkpoints.execute("PRAGMA busy_timeout=0").fetchall()
-            log, _ = _companions(self._path)
             self._log = os.open(log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             _sync_folder(self._path.parent)  # the log's name is in it
             self._paths = [str(path) for path in (self._path, *_companions(self._path))]
             self._files = _identities(self._paths)
             self._syncer.start()
 
+    def _others_write(self) -> bool:
+        """Whether others have written to a log in the place of ours, which was removed: the index, which is one, is of both."""
+        log, known = self._paths[1:2], self._files[1:2]
+        try:
+            return _identities(log) != known and Path(*log).stat().st_size > 0
+        except OSError:
+            return False
+
     def _close(self) -> None:
         self._threads.shutdown()  # an opening that was cancelled goes on in its thread
         if self._syncer.is_alive():
             self._to_sync.put(None)
             self._syncer.join()
-        with contextlib.nullcontext() if self._damage is None else _log_kept(self._path):
+        with (
+            _log_kept(self._path)
+            if self._damage is not None or self._others_write()
+            else contextlib.nullcontext()
+        ):
             for connection in ("_checkpoints", "_connection"):
                 if hasattr(self, connection):
                     getattr(self, connection).close()
         if self._log >= 0:
             os.close(self._log)
+
+
+def _copy_what_is_there(connection: sqlite3.Connection, log: Path) -> None:
+    """Copy the log that is found. `StoreUnusable` where another program has the store open, and not this log.
+
+    What is read of it may be in the system's memory only, after a sync of before that failed. In the file it is synced before
+    anybody is told of it. A log that was removed while somebody has it open goes on there: all who have the store open share its
+    index, and what is written to another log is found by nobody.
+    """
+    _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    if frames > 0 and not _begins_as_log(log):
+        raise StoreUnusable(_removed(log), reason=SetupReason.STATE_DAMAGED)
+
+
+def _removed(log: Path) -> str:
+    return f"{log} was removed while another program has the store open: end that program first"
+
+
+def _begins_as_log(log: Path) -> bool:
+    with log.open("rb") as file:
+        return file.read(4) in _LOG_BEGINS
 
 
 def _fail(waiting: "asyncio.Future[Any]", error: StoreUnavailable) -> None:
@@ -460,6 +495,8 @@ def _translated(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if _is_locked(error):
             raise StoreBusy(f"another process keeps the store {path} locked") from error
+        if _extended(error) == sqlite3.SQLITE_IOERR_SHORT_READ:  # of what the index says is in the log
+            raise StoreUnusable(_removed(_companions(path)[0]), reason=SetupReason.STATE_DAMAGED) from error
         if _is_full(error):
             why, reason = f"the disk is full ({error})", SetupReason.DISK_FULL
         else:
@@ -551,12 +588,12 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 def _make_ours(connection: sqlite3.Connection) -> None:
-    _check_kind(connection)
-    connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+    if _check_kind(connection) != _APPLICATION_ID:
+        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
 
 
-def _check_kind(connection: sqlite3.Connection) -> None:
-    """Refuse a database that is no store of this version."""
+def _check_kind(connection: sqlite3.Connection) -> int:
+    """Refuse a database that is no store of this version; returns its application's id, 0 of an empty one."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if application == _EARLIER_ID:
@@ -570,6 +607,7 @@ def _check_kind(connection: sqlite3.Connection) -> None:
         raise StoreUnusable(
             "the store was made by a newer version of this program", reason=SetupReason.STATE_INCOMPATIBLE
         )
+    return int(application)
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -785,6 +785,44 @@ async def test_a_store_that_is_deleted_in_the_middle_acknowledges_nothing(
         await database.transact(change)
 
 
+@pytest.mark.threat("T16")
+async def test_a_log_that_is_removed_while_it_is_in_use_costs_nothing(path: Path) -> None:
+    async with open_database(path) as database:
+        await database.transact(lambda db: add(db, "alice"))
+    async with open_database(path) as database:
+        await database.transact(lambda db: add(db, "bert"))
+        remove_log(path)
+        said = await refused_to_open(path, StoreUnusable)
+        assert (
+            said == f"{path}-wal was removed while another program has the store open: end that program first"
+        )
+    assert names_after(path) == ["alice", "bert"]
+
+
+@pytest.mark.threat("T16")
+async def test_a_log_that_others_began_in_the_place_of_ours_is_not_mixed_with_it(path: Path) -> None:
+    """All who have a store open share the log's index, which says then what is in the other one."""
+    async with open_database(path) as database:
+        await database.transact(lambda db: add(db, "alice"))
+    async with open_database(path) as database:
+        for number in range(20):
+            await database.transact(lambda db, name=f"bert {number}": add(db, name))  # type: ignore[misc]
+        await database._copy(0)
+        await database.transact(lambda db: add(db, "cleo"))
+        remove_log(path)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("INSERT INTO poll_only VALUES ('nobody')")
+    with closing(sqlite3.connect(path)) as after:
+        assert (
+            after.execute("SELECT * FROM poll_only").fetchall() == []
+        )  # what was in the removed log is lost
+        assert len(names(after)) == 21
+
+
+def remove_log(path: Path) -> None:
+    Path(f"{path}-wal").unlink()
+
+
 async def test_another_program_that_opens_and_closes_the_file_changes_nothing(
     path: Path, database: Database
 ) -> None:
