@@ -15,9 +15,11 @@ import fcntl
 import os
 import sqlite3
 import stat
+import struct
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -36,6 +38,8 @@ _Value = TypeVar("_Value")
 
 APPLICATION_ID: Final = 0x68705250  # "hpRP", in the header of the file
 BUSY_TIMEOUT: Final = 5.0  # seconds
+# the bytes of the file that whoever reads it locks, the first and how many (SQLite's file locking, "SHARED")
+_SHARED: Final = (0x40000002, 510)
 _LOG_KEPT: Final = 32 << 20  # bytes of the write-ahead log that are kept when it begins again
 
 
@@ -145,8 +149,33 @@ class SqliteStore(SqlStore):
             )
 
     async def _close(self) -> None:
-        await self._reader.close()
-        await self._writer.close()
+        with _log_kept(self._path) if self._others_write() else nullcontext():
+            await self._reader.close()
+            await self._writer.close()
+
+    def _others_write(self) -> bool:
+        """Whether others have written to a log in the place of ours, which was removed: the index, which is one, is of both."""
+        _, log, _ = map(Path, _files_of(self._path))
+        try:
+            return log in self._files and _identity(log) != self._files[log] and log.stat().st_size > 0
+        except OSError:
+            return False
+
+
+@contextmanager
+def _log_kept(path: Path) -> Iterator[None]:
+    """Let SQLite close its connections as it does while another program reads the file: it copies no log then, and removes none.
+
+    Without Linux' locks of an open file it does both.
+    """
+    with ExitStack() as held:
+        with suppress(OSError):  # a file that is gone is not copied into either
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            held.callback(os.close, descriptor)
+            if sys.platform == "linux":
+                lock = struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, *_SHARED, 0)
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+        yield
 
 
 def taken_proof(connection: sqlite3.Connection, proof: Proof, key: bytes, now: float) -> str | UseDpopNonce:
@@ -229,6 +258,8 @@ def _open(path: Path, prepare: Callable[[sqlite3.Connection, Path], None]) -> sq
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise StoreUnavailable(f"another program keeps the store {path} locked") from error
+        if error.sqlite_errorcode == sqlite3.SQLITE_IOERR_SHORT_READ:  # of what the index says is in the log
+            raise SetupError(_removed(path)) from error
         why = f"the disk is full ({error})" if _is_full(error) else str(error)
         raise SetupError(f"cannot open the store {path}: {why}") from error
     except sqlite3.Error as error:
@@ -273,12 +304,27 @@ def _refuse_writers(folder: Path) -> None:
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     _check_kind(connection, path)
     connection.execute("PRAGMA journal_mode = WAL")
+    _expect_log(connection, path)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT}").fetchall()
     if not _is_up_to_date(connection):
         with all_or_nothing(connection, "IMMEDIATE"):
             _migrate(connection, path)
+
+
+def _expect_log(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a store whose log was removed while another program has it open: what is written then is found by nobody.
+
+    All who have the store open share the log's index, which goes on with what was removed.
+    """
+    _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    if frames > 0 and Path(f"{path}-wal").stat().st_size == 0:
+        raise SetupError(_removed(path))
+
+
+def _removed(path: Path) -> str:
+    return f"{path}-wal was removed while another program has the store open: end that program first"
 
 
 def _only_read(connection: sqlite3.Connection, _: Path) -> None:

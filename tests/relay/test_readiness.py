@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,27 @@ async def test_a_relay_whose_store_is_locked_is_not_ready_until_it_is_free(
         "not ready, the store does not answer: it takes longer than a read should",
         "ready again: the store answers",
     ]
+
+
+@of_files
+async def test_a_relay_whose_disk_hangs_is_not_ready_until_it_goes_on(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(readiness, "SHARED_SECONDS", 0.0)
+    goes_on = threading.Event()
+    monkeypatch.setattr(os, "fdatasync", lambda _descriptor: goes_on.wait())
+    adding = asyncio.ensure_future(relay.app[RELAY].new_account("alice", valid=60))
+    try:
+        reply = await ready(relay)
+        assert (reply.status, reply.problem) == (503, "store-unavailable")
+        assert (await relay.session.get(relay.url + "/livez")).status == 200
+    finally:
+        goes_on.set()
+    assert await adding is not None
+    async with asyncio.timeout(SOON):
+        while (await ready(relay)).status != 200:
+            pass
 
 
 @of_files

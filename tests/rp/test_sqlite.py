@@ -264,6 +264,41 @@ async def test_a_store_goes_on_in_its_log_on_a_full_disk_and_after_a_change_that
         assert await store.user_by_name("ada", now=2) == replace(ADA, display_name="kept")
 
 
+@pytest.mark.threat("T16")
+async def test_a_log_that_is_removed_while_it_is_in_use_costs_nothing(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.rename_user("Ada 1", by=session(), now=2)
+        (tmp_path / "s-wal").unlink()
+        with pytest.raises(SetupError, match="-wal was removed while another program has the store open"):
+            async with SqliteStore(tmp_path / "s"):
+                pytest.fail("opened")
+    async with SqliteStore(tmp_path / "s") as store:
+        assert await store.user_by_name("ada", now=2) == replace(ADA, display_name="Ada 1")
+
+
+@pytest.mark.threat("T16")
+async def test_a_log_that_others_began_in_the_place_of_ours_is_not_mixed_with_it(tmp_path: Path) -> None:
+    """All who have a store open share the log's index, which says then what is in the other one."""
+    path = tmp_path / "s"
+    async with SqliteStore(path) as store:
+        await store.register(credential(), ADA, session(), ends=None)
+    async with SqliteStore(path) as store:
+        for number in range(20):
+            await store.rename_user(f"Ada {number}", by=session(), now=2)
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        await store.rename_user("lost", by=session(), now=2)
+        (tmp_path / "s-wal").unlink()
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("INSERT INTO secrets VALUES ('theirs', x'00')")
+    with closing(sqlite3.connect(path)) as after:
+        assert after.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert after.execute("SELECT display_name FROM users").fetchall() == [("Ada 19",)]
+        assert after.execute("SELECT * FROM secrets").fetchall() == []  # it is lost with what was removed
+
+
 async def test_a_log_that_has_become_long_is_cut_when_nobody_reads_it_any_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
