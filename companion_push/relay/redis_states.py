@@ -3,7 +3,7 @@
 An account has two keys and a place in a third, all in one slot: its value with the version before it, the envelopes of its
 live requests by their names, and the list of the accounts of its bucket by the time that changes them. All are written by one
 script, which compares the version and applies no rule. The sweep deletes what is over. What no relay sweeps expires by the server's own
-clock, a day later and all of an account in one moment, so that a clock that jumps takes nothing away that is needed.
+clock, a day later and all of an account in one moment, the value first, so that a clock that jumps takes nothing away that is needed.
 
 It is asked in the threads of a database's transactions, and each of them waits for its answer.
 """
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -54,11 +55,11 @@ BUCKETS: Final = (
     256  # slots that accounts are spread over, so that a Cluster has a use for that many primaries
 )
 _SECONDS: Final = 2.0  # for one answer, and to connect
+_TRY_SECONDS: Final = 15.0  # for one that tries it again, at most: two tries, and a Cluster's nodes
 _AWAY_SECONDS: Final = 1.0  # for which what did not answer is not asked: thousands would wait for each try
 # seconds after the end of a value until it expires: the sweep comes first, and the server's clock may jump by that much
 _LATER: Final = 86_400.0
 _VERSION: Final = 8  # bytes
-_NEVER: Final = 0.0, ""
 _NO_ANSWER: Final = "the account states do not answer: "
 _NOT_TAKEN: Final = "the server does not take this user with this password"
 _AT_ONCE: Final = 32  # buckets that are asked at once
@@ -101,7 +102,7 @@ if stored == '' then redis.call('DEL', KEYS[2]) end
 put('ZADD', KEYS[3], ARGV[5], ARGV[4])
 for at = 7, sealed - 1 do put('HDEL', KEYS[2], ARGV[at]) end
 for at = sealed, #ARGV, 2 do put('HSET', KEYS[2], ARGV[at], ARGV[at + 1]) end
-redis.call('PEXPIRE', KEYS[2], ARGV[3])  -- with the value, as this script's time stands still
+redis.call('PEXPIRE', KEYS[2], ARGV[3])  -- not before the value: this script's time stands still, but in Redis 7.0
 return false
 """
 )
@@ -132,6 +133,7 @@ class RedisStates:
         self.is_cluster = False
         # until when what did not answer is not asked, by the monotonic clock, and why
         self._away: dict[int, tuple[float, str]] = {}
+        self._trying = threading.Lock()
         self._scripts: dict[str, str] = {}  # their hashes
         self._new_nodes: _NewNodes | None = None  # of a Cluster
 
@@ -263,22 +265,46 @@ class RedisStates:
         return done
 
     def _ask(self, account: str | None, question: Callable[[Any], T]) -> T:
-        """Ask the server of an account, or all of them. `StoreUnavailable` when it does not answer, or did not a moment ago."""
+        """Ask the server of an account, or all of them. `StoreUnavailable` when it does not answer, or did not a moment ago.
+
+        Where it did not, one transaction tries it again, and all others are refused until that knows: each has a connection to
+        the database, and whoever needs no state would wait for them.
+        """
         who = _bucket(account) if account is not None and self.is_cluster else -1
-        until, why = max(self._away.get(who, _NEVER), self._away.get(-1, _NEVER))
-        if monotonic() < until:
-            raise StoreUnavailable(f"the account states did not answer a moment ago: {why}")
+        tried = self._try_again({who, -1})
         try:
             with _translated():
-                return question(self.client)
+                answer = question(self.client)
         except StoreUnavailable as error:
             is_replica = isinstance(error.__cause__, ReadOnlyError | MasterDownError)
             if is_replica and isinstance(self.client, redis.Redis):
                 self.client.connection_pool.disconnect()  # the name may lead to another server, which is the primary now
             elif not isinstance(error.__cause__, ResponseError):
-                why = str(error).removeprefix(_NO_ANSWER)
-                self._away[who] = monotonic() + _AWAY_SECONDS, why
+                away = monotonic() + _AWAY_SECONDS, str(error).removeprefix(_NO_ANSWER)
+                self._away.update(dict.fromkeys({who, *tried}, away))
+                raise
+            self._is_back(tried)
             raise
+        self._is_back(tried)
+        return answer
+
+    def _try_again(self, whose: set[int]) -> set[int]:
+        """Take over to try what was away, and refuse where it still is, or where somebody else tries it."""
+        if not self._away:
+            return set()
+        with self._trying:
+            away = self._away.keys() & whose
+            for each in away:
+                until, why = self._away[each]
+                if monotonic() < until:
+                    raise StoreUnavailable(f"the account states did not answer a moment ago: {why}")
+            for each in away:
+                self._away[each] = monotonic() + _TRY_SECONDS, self._away[each][1]
+            return away
+
+    def _is_back(self, tried: set[int]) -> None:
+        for each in tried:
+            self._away.pop(each, None)
 
     # Opening
 

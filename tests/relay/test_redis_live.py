@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -197,6 +198,32 @@ async def test_while_a_script_of_somebody_else_runs_nobody_is_served_and_then_al
             server.do("SCRIPT", "KILL")
             running.join()
         assert states.cas(write("alice", 7, over=5)) is None
+
+
+@pytest.mark.threat("T17")
+async def test_while_one_call_tries_a_server_that_hangs_no_other_waits_for_it(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = [100.0]
+    monkeypatch.setattr(redis_module, "monotonic", lambda: sum(ticks))
+    async with open_redis(server.place()) as states:
+        assert states.cas(write("alice", 5)) is None
+        server.kill()
+        with pytest.raises(StoreUnavailable, match="do not answer"):
+            states.load("alice")
+        server.start()
+        server.send(signal.SIGSTOP)
+        ticks.append(redis_module._AWAY_SECONDS)
+        trying = asyncio.create_task(asyncio.to_thread(states.load, "alice"))
+        await asyncio.to_thread(redis_servers.until, lambda: states._away[-1][0] > sum(ticks))
+        with pytest.raises(StoreUnavailable, match="a moment ago"):
+            states.load("alice")
+        server.send(signal.SIGCONT)
+        await asyncio.wait([trying])
+        if trying.exception() is not None:  # the machine was too slow for it
+            ticks.append(redis_module._TRY_SECONDS)
+        assert states.load("alice") == Value(5, b"value")
+        assert states._away == {}
 
 
 # Who may do what
