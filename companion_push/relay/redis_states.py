@@ -34,6 +34,7 @@ try:
     from redis.cluster import PRIMARY, ClusterNode, RedisCluster
     from redis.exceptions import (
         AuthenticationError,
+        ClusterError,
         MasterDownError,
         NoScriptError,
         ReadOnlyError,
@@ -467,6 +468,8 @@ def _translated() -> Iterator[None]:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, AuthenticationError):
             said = _NOT_TAKEN
+        if type(error) is ClusterError and said.startswith("TTL exhausted"):
+            said = "a slot is being moved, and not all keys of an account are on one node (TRYAGAIN)"
         raise StoreUnavailable(_NO_ANSWER + said) from error
 
 

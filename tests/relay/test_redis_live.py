@@ -115,7 +115,7 @@ async def test_a_slot_moves_to_a_new_node_and_the_old_one_is_removed(engine: str
             move(moved)
             assert states.load("alice") == Value(6, b"value")
             assert states.envelopes("alice", [ANNAS]) == {ANNAS: b"sealed"}
-            with pytest.raises(StoreUnavailable):
+            with pytest.raises(StoreUnavailable, match="a slot is being moved"):
                 states.cas(write("alice", 7, over=6))
             assert states.load("alice") == Value(6, b"value")
             assert states.due(1.0, None) == sorted(["alice", bob])
