@@ -588,12 +588,13 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 def _make_ours(connection: sqlite3.Connection) -> None:
-    if _check_kind(connection) != _APPLICATION_ID:
-        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+    """Say whose the store is, also where it says so: a store that cannot be written to is refused by that."""
+    _check_kind(connection)
+    connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
 
 
-def _check_kind(connection: sqlite3.Connection) -> int:
-    """Refuse a database that is no store of this version; returns its application's id, 0 of an empty one."""
+def _check_kind(connection: sqlite3.Connection) -> None:
+    """Refuse a database that is no store of this version."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if application == _EARLIER_ID:
@@ -607,7 +608,6 @@ def _check_kind(connection: sqlite3.Connection) -> int:
         raise StoreUnusable(
             "the store was made by a newer version of this program", reason=SetupReason.STATE_INCOMPATIBLE
         )
-    return int(application)
 
 
 def _version(connection: sqlite3.Connection) -> int:

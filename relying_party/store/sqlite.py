@@ -303,6 +303,8 @@ def _refuse_writers(folder: Path) -> None:
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     _check_kind(connection, path)
+    if not os.access(path, os.W_OK):  # SQLite opens it all the same, and refuses each change
+        raise SetupError(f"cannot open the store {path}: it can only be read")
     connection.execute("PRAGMA journal_mode = WAL")
     _expect_log(connection, path)
     connection.execute("PRAGMA synchronous = FULL")

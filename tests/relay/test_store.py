@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 from time import sleep
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import pytest_asyncio
@@ -639,6 +639,19 @@ async def test_a_store_of_rings_that_nobody_reads_any_more_is_refused(path: Path
         async with open_database(path):
             pass
     assert refusal.value.reason is SetupReason.STATE_INCOMPATIBLE
+
+
+async def test_a_store_that_can_only_be_read_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_database(path):
+        pass
+    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+
+    def only_reads(path: Path, **options: Any) -> sqlite3.Connection:
+        """As SQLite opens a file that it may not write to; who runs tests may be root."""
+        return connect(f"file:{path}?mode=ro", uri=True, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", only_reads)
+    assert "readonly" in await refused_to_open(path, StoreUnusable)
 
 
 async def test_a_folder_or_a_missing_folder_is_refused(tmp_path: Path) -> None:

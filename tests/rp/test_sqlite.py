@@ -203,6 +203,17 @@ async def test_a_store_that_is_deleted_in_the_middle_acknowledges_nothing(tmp_pa
             await store._transaction(lambda _: (tmp_path / "s").unlink(), writes=True)
 
 
+async def test_a_store_that_can_only_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SqliteStore(tmp_path / "s"):
+        pass
+    monkeypatch.setattr(os, "access", lambda _path, mode: mode != os.W_OK)  # root may always
+    with pytest.raises(SetupError, match="it can only be read"):
+        async with SqliteStore(tmp_path / "s"):
+            pytest.fail("opened")
+
+
 # A disk that is full, or fails
 
 
