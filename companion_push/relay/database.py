@@ -43,10 +43,8 @@ _BUSY_PAUSE: Final = 0.005  # seconds until a locked store is tried again
 COMMITS: Final = 256
 CHECKPOINT: Final = 4 << 20
 _TOO_LONG: Final = 8 * CHECKPOINT  # bytes of a log that is not kept for what comes next
-_LOG_BEGINS: Final = (
-    bytes.fromhex("377f0682"),
-    bytes.fromhex("377f0683"),
-)  # by the order of its checksums' bytes
+# how a log begins, by the order of its checksums' bytes (SQLite's WAL format)
+_LOG_BEGINS: Final = (bytes.fromhex("377f0682"), bytes.fromhex("377f0683"))
 _COPY_PAUSE: Final = 1.0  # seconds until a log is copied again that could not be
 # the bytes of the file that whoever reads it locks, the first and how many (SQLite's file locking, "SHARED")
 _SHARED: Final = (0x40000002, 510)
@@ -350,11 +348,8 @@ class Database:
         if self._syncer.is_alive():
             self._to_sync.put(None)
             self._syncer.join()
-        with (
-            _log_kept(self._path)
-            if self._damage is not None or self._others_write()
-            else contextlib.nullcontext()
-        ):
+        is_kept = self._damage is not None or self._others_write()
+        with _log_kept(self._path) if is_kept else contextlib.nullcontext():
             for connection in ("_checkpoints", "_connection"):
                 if hasattr(self, connection):
                     getattr(self, connection).close()
@@ -394,7 +389,7 @@ def _fail(waiting: "asyncio.Future[Any]", error: StoreUnavailable) -> None:
 def _log_kept(path: Path) -> Iterator[None]:
     """Let SQLite close its connections as it does while another program reads the file: it copies no log then, and removes none.
 
-    Without Linux' locks of an open file it copies.
+    Without Linux' locks of an open file it does both.
     """
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # a file that is gone is not copied into either
