@@ -83,6 +83,9 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
         "where the server has an authority of its own, name that with `--ca FILE`, which takes the place of the"
         " system's; elsewhere somebody may be in between"
     ),
+    (TransportReason.UNTRUSTED_CERTIFICATE, "name"): (
+        "check the address; where it is right, somebody is in between, as a network is that wants a login first, in a browser"
+    ),
     (TransportReason.UNTRUSTED_CERTIFICATE, "dates"): (
         f"if this machine's clock is wrong, set it with {SET_CLOCK}; if it is right, the server needs a new certificate"
     ),
@@ -219,7 +222,9 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (SetupReason.CANNOT_LISTEN, None): (
         "listen on an address of this machine (`ip address` lists them), and on a port that this user may use, such as 8443"
     ),
-    (SetupReason.WRONG_SERVER, None): "check the address, and what a proxy in front of the server passes on",
+    (SetupReason.WRONG_SERVER, None): (
+        "check the address, what a proxy in front of the server passes on, and whether this network wants a login first, in a browser"
+    ),
     (SetupReason.WRONG_SERVER, "path"): (
         "check the address, and name the path that the relying party is mounted at, as in https://HOST/passkeys"
     ),

@@ -75,8 +75,10 @@ logger = logging.getLogger(__name__)
 class ProblemAnswer(RemoteProtocolError):  # noqa: N818  as RFC 9457 spells it
     """The server refused the request with a problem document (RFC 9457)."""
 
-    def __init__(self, message: str, *, status: int, slug: str, members: Members) -> None:
-        super().__init__(message, reason=ProtocolReason.REFUSED)
+    def __init__(
+        self, message: str, *, status: int, slug: str, members: Members, advice: str | None = None
+    ) -> None:
+        super().__init__(message, reason=ProtocolReason.REFUSED, advice=advice)
         self.status = status
         self.slug = slug  # the last word of the problem's type
         self.members = members  # of the problem, such as the state a request is in
@@ -482,9 +484,11 @@ def _parse_problem(response: aiohttp.ClientResponse, content: bytes, host: str) 
                 raise
             word = ""
         slug = word if _SLUG.fullmatch(word) else slug
-    return ProblemAnswer(
-        f"{host} refused the request ({slug})", status=response.status, slug=slug, members=members
-    )
+        what, advice = f"{host} refused the request ({slug})", None
+    else:
+        what = f"{host} answered HTTP status {response.status}, and not as a server of its kind does"
+        advice = mend(SetupReason.WRONG_SERVER)
+    return ProblemAnswer(what, status=response.status, slug=slug, members=members, advice=advice)
 
 
 def _retry_after(response: aiohttp.ClientResponse, members: Members) -> float | None:

@@ -51,6 +51,8 @@ MAX_UNREAD: Final = 1 << 16  # bytes in the queue, above which nothing more is r
 MESSAGE_COST: Final = 64  # bytes that a message counts for beside its own: there is no end of empty ones
 MAX_CONTROLS: Final = 1024  # pings and pongs in a tunnel's life of some minutes
 
+_NOT_OURS: Final = frozenset({401, 403, 407, 511})  # HTTP statuses of what stands in between
+
 _T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,10 @@ class TunnelRefused(TransportError):  # noqa: N818  an answer like another
         """status: of HTTP; 404 means that the tunnel service has no such tunnel."""
         reason = TransportReason.SERVER_FAILED
         super().__init__(
-            f"the tunnel service {host} answered HTTP status {status}", reason=reason, advice=mend(reason)
+            f"the tunnel service {host} answered HTTP status {status}",
+            reason=reason,
+            # what no tunnel service answers, but the page of a network that wants a login
+            advice=mend(SetupReason.WRONG_SERVER if status < 400 or status in _NOT_OURS else reason),
         )
         self.host, self.status = host, status
 

@@ -11,8 +11,8 @@ import aiohttp
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.mends import transport_error
 
-_NOT_YET_VALID: Final = 9  # of OpenSSL's X509_V_ERR codes
-_HAS_EXPIRED: Final = 10
+# by OpenSSL's X509_V_ERR codes: not yet valid, expired, another host, another address
+_CASES: Final = {9: "dates", 10: "dates", 62: "name", 64: "name"}
 _LONG: Final = 80  # characters of a name that is no name
 
 _T = TypeVar("_T")
@@ -26,7 +26,7 @@ def unreachable(error: Exception, host: str) -> TransportError:
     reason, why = what_went_wrong(error)
     what = f"{host} cannot be reached: {why}"
     if reason is TransportReason.UNTRUSTED_CERTIFICATE:
-        return transport_error(what, reason, "dates" if is_about_dates(error) else None)
+        return transport_error(what, reason, _case(error))
     return TransportError(what, reason=reason)
 
 
@@ -68,10 +68,15 @@ def what_went_wrong(error: Exception) -> tuple[TransportReason, str]:
 
 def is_about_dates(error: BaseException | None) -> bool:
     """Whether a certificate is refused for its dates, which a wrong clock here may be to blame for."""
+    return _case(error) == "dates"
+
+
+def _case(error: BaseException | None) -> str | None:
+    """The case of the mend for a certificate that is refused."""
     if not isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return False
+        return None
     why = error.certificate_error
-    return isinstance(why, ssl.SSLCertVerificationError) and why.verify_code in (_NOT_YET_VALID, _HAS_EXPIRED)
+    return _CASES.get(why.verify_code) if isinstance(why, ssl.SSLCertVerificationError) else None
 
 
 async def by(deadline: float, work: Awaitable[_T], message: str) -> _T:

@@ -490,8 +490,10 @@ async def test_a_redirect_is_not_followed() -> None:
     for status in (301, 302, 303, 307, 308):
         moved = answer(status=status, headers={"Location": "https://evil.example/"})
         async with serving(moved) as server, talking_to(server.url) as http:
-            with pytest.raises(RemoteProtocolError, match=f"http-{status}"):
+            with pytest.raises(RemoteProtocolError, match=f"HTTP status {status}, and not as") as caught:
                 await http.get("/")
+        assert caught.value.reason == f"http-{status}"
+        assert "whether this network wants a login first" in caught.value.explain()
         assert len(server.seen) == 1
 
 

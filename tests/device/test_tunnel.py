@@ -521,15 +521,17 @@ async def test_no_redirect_is_followed_not_even_to_the_same_host(
     assert seen == [f"/cable/new/{TUNNEL_ID}"]
 
 
-@pytest.mark.parametrize("status", [200, 400, 404, 410, 500])
+@pytest.mark.parametrize("status", [200, 302, 400, 403, 404, 410, 500, 511])
 async def test_an_http_answer_is_named_by_its_status(loopback_certificate: Certificate, status: int) -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         return web.Response(status=status)
 
     async with service(handler, loopback_certificate) as url:
-        with pytest.raises(TransportError, match=f"localhost answered HTTP status {status}"):
+        with pytest.raises(TransportError, match=f"localhost answered HTTP status {status}") as caught:
             async with open_tunnel(url, tls=tls_context(loopback_certificate.ca)):
                 pass
+    in_between = status in (200, 302, 403, 511)  # such as the login page of a network
+    assert ("wants a login" in caught.value.explain()) is in_between
 
 
 async def test_a_wrong_websocket_answer_is_refused_without_showing_the_url(
