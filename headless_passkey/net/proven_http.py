@@ -60,7 +60,8 @@ _MAX_PAUSE: Final = 5.0
 # demands for a nonce that are met at once; after another one a request is tried again later
 _NONCE_ANSWERS: Final = 2
 _NONCE: Final = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]{1,256}", re.ASCII)  # RFC 9449 §8.1
-_DEMANDS_NONCE: Final = re.compile(r'\bDPoP\b.*\berror="use_dpop_nonce"', re.ASCII | re.IGNORECASE)
+_SCHEME: Final = re.compile(r"\bDPoP\b", re.ASCII | re.IGNORECASE)
+_DEMANDS_NONCE: Final = re.compile(r'\berror="use_dpop_nonce"', re.ASCII | re.IGNORECASE)
 _MAX_DETAIL: Final = 400  # characters that are shown
 _PROBLEM: Final = "urn:headless-passkey:problem:"
 _SLUG: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
@@ -456,7 +457,8 @@ def _keep_nonce(session: aiohttp.ClientSession, server: str, response: aiohttp.C
 def _demands_nonce(response: aiohttp.ClientResponse) -> bool:
     """Whether the answer refuses the proof only because it lacks the nonce given with it (RFC 9449 §8, §9)."""
     return response.status == 401 and any(
-        map(_DEMANDS_NONCE.search, response.headers.getall("WWW-Authenticate", []))
+        (scheme := _SCHEME.search(challenge)) and _DEMANDS_NONCE.search(challenge, scheme.end())
+        for challenge in response.headers.getall("WWW-Authenticate", [])
     )
 
 

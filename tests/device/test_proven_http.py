@@ -9,12 +9,14 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import aiohttp
 import pytest
 from aiohttp import web
 from certificates import Certificate
+from multidict import CIMultiDict
 
 from headless_passkey.errors import (
     HeadlessPasskeyError,
@@ -28,7 +30,13 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.net.proven_http import MAX_ANSWER, ProblemAnswer, ProvenHttp, open_session
+from headless_passkey.net.proven_http import (
+    MAX_ANSWER,
+    ProblemAnswer,
+    ProvenHttp,
+    _demands_nonce,
+    open_session,
+)
 from headless_passkey.trust.signing import SoftwareSigningKey
 from tests.device.test_proof import claims_of
 
@@ -160,6 +168,16 @@ async def test_a_nonce_that_is_demanded_is_given_at_once_with_a_new_proof_and_th
     assert [seen[2] for seen in server.seen] == [b'{"a":1}'] * 2
     assert len({proof["jti"] for proof in server.proofs}) == 2
     assert pauses.slept == []
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(("end", "demanded"), [("", False), ('error="use_dpop_nonce"', True)])
+def test_a_challenge_is_read_in_a_time_that_grows_with_its_length_and_not_with_its_square(
+    end: str, *, demanded: bool
+) -> None:
+    headers = CIMultiDict({"WWW-Authenticate": "DPoP " * 200_000 + end})
+    response = SimpleNamespace(status=401, headers=headers)
+    assert _demands_nonce(cast("aiohttp.ClientResponse", response)) is demanded
 
 
 async def test_the_newest_nonce_of_each_answer_is_used_by_all_clients_of_the_session() -> None:
