@@ -452,6 +452,13 @@ async def test_a_server_ends_while_a_handshake_waits(
 
 @SERVERS
 @pytest.mark.threat("T17")
+def test_no_client_has_tls_negotiated_anew(server: ModuleType, loopback_certificate: Certificate) -> None:
+    context = server.tls_context(loopback_certificate.cert, loopback_certificate.key)
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+
+
+@SERVERS
+@pytest.mark.threat("T17")
 async def test_no_server_waits_at_its_end_for_a_body_whose_request_has_been_answered(
     server: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

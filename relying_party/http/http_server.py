@@ -315,6 +315,8 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
         except OSError as error:
             raise SetupError(f"{option}: cannot read {path}: {error.strerror}") from error
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    # OpenSSL before 3.0 takes a client's, for which there is no deadline
+    context.options |= ssl.OP_NO_RENEGOTIATION
     try:
         context.load_cert_chain(cert, key, password=b"")  # no prompt for a passphrase
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
