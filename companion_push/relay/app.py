@@ -106,6 +106,7 @@ from companion_push.relay.transaction import Transaction
 from companion_push.relay.webhook_sender import WebhookSender
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
+from companion_push.serving.log_limit import PERIOD, LogLimit
 from companion_push.serving.rate_limit import Unit, limit_headers
 from companion_push.serving.tracing import ERROR_TYPE, Span, Tracing, tracing
 from companion_push.serving.webhook import Webhook
@@ -318,6 +319,7 @@ class RelayEndpoints:
     ) -> None:
         self._config = config
         self._own_states = states
+        self.log_limit = LogLimit(tell=_left_out)  # while the store is away, members poll on
         self._look: Callable[[], object] | None = None  # at the servers of states beside the database
         self._unusable = ""  # what it has found wrong, as was logged last
         self._states_beside = config.states is not None  # their store commits by itself
@@ -1118,6 +1120,7 @@ class RelayEndpoints:
                         await until_done(*self._transactions)
                     finally:
                         self._database = None
+                        self.log_limit.end()
 
     @contextlib.asynccontextmanager
     async def _opened_states(self) -> AsyncIterator[None]:
@@ -1246,6 +1249,7 @@ class RelayEndpoints:
         self._unusable = unusable
 
 
+_NO_STORE: Final = "calls were refused since the store does not answer"
 RELAY: Final = web.AppKey("relay", RelayEndpoints)
 
 
@@ -1259,6 +1263,10 @@ async def _asking_authority() -> AsyncIterator[None]:
         away = error if isinstance(error, AuthorityUnavailable) else AuthorityUnavailable("no answer in time")
         logger.warning("the account authority cannot be asked: %s", away.detail)
         raise Problem(Slug.AUTHORITY_UNAVAILABLE, retry_after=away.retry_after) from error
+
+
+def _left_out(kind: str, count: int) -> None:
+    logger.error("%d more %s within %d s", count, kind, PERIOD)
 
 
 def _wake_up(answer: Answer) -> WakeUp:
@@ -1340,7 +1348,8 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
         if hdrs.WWW_AUTHENTICATE in error.headers:
             response.headers[hdrs.WWW_AUTHENTICATE] = error.headers[hdrs.WWW_AUTHENTICATE]
     except StoreUnavailable as error:
-        logger.error("%s", error)  # noqa: TRY400  the message says it all
+        if request.app[RELAY].log_limit.allows(_NO_STORE):
+            logger.error("%s", error)  # noqa: TRY400  the message says it all
         problem = Problem(Slug.STORE_UNAVAILABLE, retry_after=2)
         response = problem_response(problem)
     except Exception as error:  # noqa: BLE001  the edge of the application

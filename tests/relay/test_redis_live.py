@@ -23,6 +23,7 @@ from companion_push.relay.app import RELAY
 from companion_push.relay.messages import MAX_SEALED
 from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.redis_states import _bucket, open_redis
+from companion_push.serving.log_limit import MAX_LINES
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.ring import MAX_COMPANIONS
 from tests.ports import reserved_port
@@ -390,6 +391,20 @@ async def test_a_device_and_its_companions_go_on_after_something_else_was_in_pla
         assert (await bert.claims(frame, item)).status == 200
         assert (await frame.tell(name, "completed")).status == 200
     assert len(said(caplog)) == 1
+
+
+@pytest.mark.threat("T17")
+async def test_members_who_poll_a_relay_whose_states_are_away_do_not_fill_its_log(
+    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = MAX_LINES + 10
+    async with a_house(tmp_path, server.place()) as house:
+        server.kill()
+        for _ in range(calls):
+            assert (await house.people[0].get("/v1/inbox")).problem == "store-unavailable"
+    lines = [line for line in said(caplog) if line.startswith("the account states d")]
+    left_out = f"{calls - len(lines)} more calls were refused since the store does not answer within 60 s"
+    assert (len(lines), left_out in said(caplog)) == (MAX_LINES, True)
 
 
 # What is done to all accounts
