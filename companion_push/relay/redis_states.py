@@ -34,6 +34,7 @@ try:
     from redis.cluster import PRIMARY, ClusterNode, RedisCluster
     from redis.exceptions import (
         AuthenticationError,
+        ClusterDownError,
         ClusterError,
         MasterDownError,
         NoScriptError,
@@ -61,6 +62,7 @@ _AWAY_SECONDS: Final = 1.0  # for which what did not answer is not asked: thousa
 # seconds after the end of a value until it expires: the sweep comes first, and the server's clock may jump by that much
 _LATER: Final = 86_400.0
 _VERSION: Final = 8  # bytes
+_ALL: Final = "all"  # who is asked, where it is no slot and no node of a Cluster
 _NO_ANSWER: Final = "the account states do not answer: "
 _NOT_TAKEN: Final = "the server does not take this user with this password"
 _AT_ONCE: Final = 32  # buckets that are asked at once
@@ -133,7 +135,7 @@ class RedisStates:
         self.client: redis.Redis | RedisCluster
         self.is_cluster = False
         # until when what did not answer is not asked, by the monotonic clock, and why
-        self._away: dict[int, tuple[float, str]] = {}
+        self._away: dict[int | str, tuple[float, str]] = {}
         self._trying = threading.Lock()
         self._scripts: dict[str, str] = {}  # their hashes
         self._new_nodes: _NewNodes | None = None  # of a Cluster
@@ -271,8 +273,8 @@ class RedisStates:
         Where it did not, one transaction tries it again, and all others are refused until that knows: each has a connection to
         the database, and whoever needs no state would wait for them.
         """
-        who = _bucket(account) if account is not None and self.is_cluster else -1
-        tried = self._try_again({who, -1})
+        asked = self._asked(account)
+        tried = self._try_again({*asked, _ALL})
         try:
             with _translated():
                 answer = question(self.client)
@@ -280,16 +282,37 @@ class RedisStates:
             is_replica = isinstance(error.__cause__, ReadOnlyError | MasterDownError)
             if is_replica and isinstance(self.client, redis.Redis):
                 self.client.connection_pool.disconnect()  # the name may lead to another server, which is the primary now
-            elif not isinstance(error.__cause__, ResponseError):
+            elif (at := self._away_at(asked, error.__cause__)) is not None:
                 away = monotonic() + _AWAY_SECONDS, str(error).removeprefix(_NO_ANSWER)
-                self._away.update(dict.fromkeys({who, *tried}, away))
+                self._away.update(dict.fromkeys({at, *tried}, away))
                 raise
             self._is_back(tried)
             raise
         self._is_back(tried)
         return answer
 
-    def _try_again(self, whose: set[int]) -> set[int]:
+    def _asked(self, account: str | None) -> tuple[int | str, int | str]:
+        """Who is asked for an account: its slot, by its bucket, and the node that has that; all, but in a Cluster."""
+        if account is None or not isinstance(self.client, RedisCluster):
+            return _ALL, _ALL
+        bucket = _bucket(account)
+        try:
+            node = self.client.get_node_from_key(self._slot(bucket))  # type: ignore[no-untyped-call]
+        except RedisClusterException:
+            return bucket, bucket  # nobody has it
+        return bucket, str(node.name)
+
+    @staticmethod
+    def _away_at(asked: tuple[int | str, int | str], cause: BaseException | None) -> int | str | None:
+        """Who does not answer, by an error: a slot that is being moved, a node, or a Cluster as a whole. None: who was asked did."""
+        slot, node = asked
+        if type(cause) is ClusterError:
+            return slot
+        if isinstance(cause, ClusterDownError):
+            return _ALL if "is down" in str(cause) else slot
+        return None if isinstance(cause, ResponseError) else node
+
+    def _try_again(self, whose: set[int | str]) -> set[int | str]:
         """Take over to try what was away, and refuse where it still is, or where somebody else tries it."""
         if not self._away:
             return set()
@@ -303,7 +326,7 @@ class RedisStates:
                 self._away[each] = monotonic() + _TRY_SECONDS, self._away[each][1]
             return away
 
-    def _is_back(self, tried: set[int]) -> None:
+    def _is_back(self, tried: set[int | str]) -> None:
         for each in tried:
             self._away.pop(each, None)
 

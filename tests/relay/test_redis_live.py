@@ -31,7 +31,7 @@ from tests.relay import redis_servers
 from tests.relay.household import Caller, Household, fresh_id
 from tests.relay.redis_servers import RedisServer
 from tests.relay.test_notifying import registers, token
-from tests.relay.test_redis import ANNAS, PASSWORD, write
+from tests.relay.test_redis import ANNAS, PASSWORD, served_by, write
 from tests.relay.test_redis_faults import answered
 from tests.relay.test_two_stores import a_house
 
@@ -88,6 +88,41 @@ async def a_node_and_a_new_one(engine: str) -> AsyncIterator[tuple[RedisServer, 
         gc.collect()  # redis-py leaves connections of a node that is gone to it
 
 
+def give(slots: range, *, to: RedisServer, at: list[RedisServer]) -> None:
+    """Give empty slots to a node, as these know it."""
+    name = to.do("CLUSTER", "MYID")
+    for node in at:
+        with redis.Redis(port=node.port) as client:
+            asking: Any = client
+            pipeline = asking.pipeline(transaction=False)
+            for number in slots:
+                pipeline.execute_command("CLUSTER", "SETSLOT", number, "NODE", name)
+            pipeline.execute()
+
+
+@pytest.mark.threat("T17")
+async def test_while_a_node_is_away_its_accounts_are_refused_at_once_and_the_others_served(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_module, "monotonic", lambda: 100.0)
+    async with a_node_and_a_new_one(engine) as (old, new):
+        give(range(8192), to=new, at=[new, old])
+        async with open_redis(RedisPlace(hosts=(("127.0.0.1", old.port),))) as states:
+            names = [f"account {number}" for number in range(100)]
+            lost = [name for name in names if served_by(states, name) == new.port]
+            kept = [name for name in names if served_by(states, name) == old.port]
+            for name in names:
+                assert states.cas(write(name, 5)) is None
+            new.kill()
+            with pytest.raises(StoreUnavailable, match="do not answer"):
+                states.load(lost[0])
+            for name in lost:
+                with pytest.raises(StoreUnavailable, match="a moment ago"):
+                    states.load(name)
+            for name in kept:
+                assert states.load(name) == Value(5, b"value")
+
+
 @pytest.mark.usefixtures("asked_at_once")
 @pytest.mark.threat("T3")
 async def test_a_slot_moves_to_a_new_node_and_the_old_one_is_removed(engine: str) -> None:
@@ -132,12 +167,7 @@ async def test_a_slot_moves_to_a_new_node_and_the_old_one_is_removed(engine: str
         assert states.cas(write(bob, 6, over=5)) is None
         assert states.due(1.0, None) == sorted(["alice", bob, carol])
         # the other slots are moved, and the old node is forgotten and ends
-        with redis.Redis(port=new.port) as client:
-            asking: Any = client
-            pipeline = asking.pipeline(transaction=False)
-            for number in range(16384):
-                pipeline.execute_command("CLUSTER", "SETSLOT", number, "NODE", name)
-            pipeline.execute()
+        give(range(16384), to=new, at=[new])
         new.do("CLUSTER", "FORGET", old.do("CLUSTER", "MYID"))
         old.kill()
         assert await answered(states.cas, write("alice", 8, over=7)) is None
@@ -216,7 +246,7 @@ async def test_while_one_call_tries_a_server_that_hangs_no_other_waits_for_it(
         server.send(signal.SIGSTOP)
         ticks.append(redis_module._AWAY_SECONDS)
         trying = asyncio.create_task(asyncio.to_thread(states.load, "alice"))
-        await asyncio.to_thread(redis_servers.until, lambda: states._away[-1][0] > sum(ticks))
+        await asyncio.to_thread(redis_servers.until, lambda: states._away[redis_module._ALL][0] > sum(ticks))
         with pytest.raises(StoreUnavailable, match="a moment ago"):
             states.load("alice")
         server.send(signal.SIGCONT)
@@ -501,6 +531,7 @@ async def test_accounts_whose_slot_cannot_be_written_keep_no_push_of_the_others_
         allow_all_but(server, homes[0].account)
         await endpoints._keep_pushes_once()
         await house.fcm.came(3)
+        house.fcm.gate.set()
         assert house.fcm.shown()[2] == ("request", token(homes[1].companions[0]))
 
 
