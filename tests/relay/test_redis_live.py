@@ -530,8 +530,8 @@ async def test_accounts_whose_slot_cannot_be_written_keep_no_push_of_the_others_
         house.relay.clock.ahead += 100
         allow_all_but(server, homes[0].account)
         await endpoints._keep_pushes_once()
-        await house.fcm.came(3)
         house.fcm.gate.set()
+        await house.fcm.came(3)
         assert house.fcm.shown()[2] == ("request", token(homes[1].companions[0]))
 
 
