@@ -62,7 +62,7 @@ _AWAY_SECONDS: Final = 1.0  # for which what did not answer is not asked: thousa
 # seconds after the end of a value until it expires: the sweep comes first, and the server's clock may jump by that much
 _LATER: Final = 86_400.0
 _VERSION: Final = 8  # bytes
-_ALL: Final = "all"  # who is asked, where it is no slot and no node of a Cluster
+_ALL: Final = "all"  # who is asked: the one server, or all nodes of a Cluster
 _NO_ANSWER: Final = "the account states do not answer: "
 _NOT_TAKEN: Final = "the server does not take this user with this password"
 _AT_ONCE: Final = 32  # buckets that are asked at once
@@ -274,7 +274,7 @@ class RedisStates:
         the database, and whoever needs no state would wait for them.
         """
         asked = self._asked(account)
-        tried = self._try_again({*asked, _ALL})
+        tried = self._try_again(set(asked))
         try:
             with _translated():
                 answer = question(self.client)
@@ -282,17 +282,15 @@ class RedisStates:
             is_replica = isinstance(error.__cause__, ReadOnlyError | MasterDownError)
             if is_replica and isinstance(self.client, redis.Redis):
                 self.client.connection_pool.disconnect()  # the name may lead to another server, which is the primary now
-            elif (at := self._away_at(asked, error.__cause__)) is not None:
-                away = monotonic() + _AWAY_SECONDS, str(error).removeprefix(_NO_ANSWER)
-                self._away.update(dict.fromkeys({at, *tried}, away))
-                raise
-            self._is_back(tried)
+                self._tried(tried)
+            else:
+                self._tried(tried, self._away_at(asked, error.__cause__), str(error).removeprefix(_NO_ANSWER))
             raise
-        self._is_back(tried)
+        self._tried(tried)
         return answer
 
     def _asked(self, account: str | None) -> tuple[int | str, int | str]:
-        """Who is asked for an account: its slot, by its bucket, and the node that has that; all, but in a Cluster."""
+        """Who is asked for an account: in a Cluster its slot, by its bucket, and the node that has that."""
         if account is None or not isinstance(self.client, RedisCluster):
             return _ALL, _ALL
         bucket = _bucket(account)
@@ -304,12 +302,12 @@ class RedisStates:
 
     @staticmethod
     def _away_at(asked: tuple[int | str, int | str], cause: BaseException | None) -> int | str | None:
-        """Who does not answer, by an error: a slot that is being moved, a node, or a Cluster as a whole. None: who was asked did."""
+        """Who does not answer, by an error: a slot, as one that is being moved, or a node. None: who was asked did."""
         slot, node = asked
         if type(cause) is ClusterError:
             return slot
         if isinstance(cause, ClusterDownError):
-            return _ALL if "is down" in str(cause) else slot
+            return slot if "not served" in str(cause) else node
         return None if isinstance(cause, ResponseError) else node
 
     def _try_again(self, whose: set[int | str]) -> set[int | str]:
@@ -317,18 +315,22 @@ class RedisStates:
         if not self._away:
             return set()
         with self._trying:
-            away = self._away.keys() & whose
-            for each in away:
-                until, why = self._away[each]
+            away = {each: self._away[each] for each in whose if each in self._away}
+            for until, why in away.values():
                 if monotonic() < until:
                     raise StoreUnavailable(f"the account states did not answer a moment ago: {why}")
-            for each in away:
-                self._away[each] = monotonic() + _TRY_SECONDS, self._away[each][1]
-            return away
+            self._away.update({each: (monotonic() + _TRY_SECONDS, why) for each, (_, why) in away.items()})
+            return set(away)
 
-    def _is_back(self, tried: set[int | str]) -> None:
-        for each in tried:
-            self._away.pop(each, None)
+    def _tried(self, tried: set[int | str], away: int | str | None = None, why: str = "") -> None:
+        """Note who of those that were tried is still away, or who is now, and why."""
+        if not tried and away is None:
+            return
+        with self._trying:
+            for each in tried:
+                self._away.pop(each, None)
+            if away is not None:
+                self._away[away] = monotonic() + _AWAY_SECONDS, why
 
     # Opening
 
