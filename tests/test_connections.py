@@ -183,10 +183,12 @@ class Served:
         why: list[str],
         arrived: "asyncio.Queue[str]",
         go_on: asyncio.Event,
-        connections: push_connections.Connections,
+        runner: push_http_server.Runner,
     ) -> None:
         self.port, self.why, self.arrived, self.go_on = port, why, arrived, go_on
-        self.connections = connections
+        self.connections = runner.connections
+        assert runner.server is not None
+        self.server = runner.server
 
     async def connect(
         self, said: bytes = b"", source: str = "127.0.0.1", **more: object
@@ -256,7 +258,7 @@ async def served(
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     await runner.site(listener, tls).start()
     try:
-        yield Served(listener.getsockname()[1], why, arrived, go_on, runner.connections)
+        yield Served(listener.getsockname()[1], why, arrived, go_on, runner)
     finally:
         go_on.set()
         await runner.cleanup()
@@ -448,6 +450,60 @@ async def test_a_server_ends_while_a_handshake_waits(
             (await here.answered(ssl=loopback_certificate.client_context(), server_hostname="localhost"))
         assert await ended(reader) == b""
     writer.transport.abort()
+
+
+LINE = b"A: " + b"a" * 7997 + b"\r\n"
+
+
+@SERVERS
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize(
+    "first", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["the first", "a later one"]
+)
+async def test_a_head_has_a_largest_size_as_its_lines_have(server: ModuleType, first: bytes) -> None:
+    async with asyncio.timeout(PATIENCE), served(server) as here:
+        begun = b"GET / HTTP/1.1\r\nHost: x\r\n"
+        for lines, end, status in ((7, b"Connection: close\r\n\r\n", b" 200 "), (9, b"", b" 400 ")):
+            reader, writer = await here.connect(first)
+            if first:
+                assert (await reader.readuntil(b"\r\n\r\nhere")).startswith(b"HTTP/1.1 200 ")
+            writer.write(begun + LINE * lines + end)
+            assert status in (await ended(reader)).partition(b"\r\n")[0]
+            writer.transport.abort()
+
+
+@SERVERS
+@pytest.mark.threat("T12")
+async def test_a_body_and_a_websocket_are_no_head(server: ModuleType) -> None:
+    async with asyncio.timeout(PATIENCE), served(server) as here, aiohttp.ClientSession() as session:
+        base = f"http://127.0.0.1:{here.port}"
+        for _ in range(2):
+            async with session.post(base, data=bytes(300_000)) as response:
+                assert response.status == 405
+            async with session.get(base) as response:
+                assert response.status == 200
+        async with session.ws_connect(f"{base}/socket") as websocket:
+            for _ in range(3):
+                await websocket.send_str("a" * 100_000)
+                assert (await websocket.receive_str()) == "a" * 100_000
+
+
+@SERVERS
+@pytest.mark.threat("T17")
+async def test_behind_a_held_call_few_requests_are_read(server: ModuleType) -> None:
+    async with asyncio.timeout(PATIENCE), served(server) as here:
+        reader, writer = await here.connect(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
+        await here.arrived.get()
+        writer.write((b"GET / HTTP/1.1\r\nHost: x\r\n" + LINE * 7 + b"\r\n") * 200)
+        (connection,) = here.server.connections
+        while not connection._buffer_paused:  # noqa: ASYNC110  it tells nobody
+            await asyncio.sleep(0)
+        assert len(connection._messages) < 8  # asyncio reads 256 KiB at once
+        here.go_on.set()
+        for _ in range(201):
+            assert (await reader.readuntil(b"\r\n\r\nhe")).startswith(b"HTTP/1.1 200 ")
+            await reader.readexactly(2)
+        writer.transport.abort()
 
 
 @SERVERS

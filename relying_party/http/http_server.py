@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
-from aiohttp import hdrs, web
+from aiohttp import StreamReader, hdrs, web
 from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
 from cryptography import x509
@@ -35,6 +35,10 @@ from relying_party.http.log_limit import PERIOD, LogLimit
 
 DRAIN_SECONDS: Final = 5.0  # for running requests at shutdown
 HEALTH: Final = ("/livez", "/readyz")  # paths
+# bytes of a head: aiohttp bounds its lines and their number, which is a mebibyte, and takes twice as much
+HEAD_SIZE: Final = 1 << 16
+QUEUED: Final = 2  # requests that wait for the one before; then nothing is read (aiohttp's own limit is 32)
+_IN_NO_HEAD: Final = b"\0\r\n\r\n"  # is refused wherever it stands
 LINGER_TURN: Final = 0.02  # seconds between two looks at the connections that are left
 
 
@@ -206,13 +210,16 @@ class _Connection(web.RequestHandler):
     aiohttp's own timer looks at nothing but idling; it is left at its default of an hour.
     """
 
-    __slots__ = ("_connections", "_deadline", "_idle", "_slot", "_wire")
+    __slots__ = ("_body", "_connections", "_deadline", "_idle", "_slot", "_unread", "_wire")
 
     def __init__(self, server: _Server, connections: Connections, slot: Slot | None, **more: Any) -> None:
         super().__init__(server, **more)
         self._connections, self._slot = connections, slot
         self._wire: asyncio.Transport | None = None  # aiohttp forgets its own before the last bytes are sent
         self._deadline: asyncio.TimerHandle | None = None
+        self._body: StreamReader | None = None  # of the last request whose head is whole
+        self._unread = 0  # bytes of a head that is not
+        self._max_msg_queue_size, self._msg_queue_resume_size = QUEUED, 0
         self._idle = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -231,7 +238,15 @@ class _Connection(web.RequestHandler):
         if self._idle:  # a head begins
             self._idle = False
             self._within(self._connections.limits.head, "head")
+        of_body = self._body is not None and not self._body.is_eof()
+        read = self._request_count
         super().data_received(data)
+        if self._request_count != read:
+            self._unread, self._body = 0, self._messages[-1][1]
+        elif not (of_body or self._upgraded or self._payload_parser is not None):
+            self._unread += len(data)
+            if self._unread > HEAD_SIZE:
+                super().data_received(_IN_NO_HEAD)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._slot is not None:
