@@ -40,7 +40,7 @@ COPIES: Final[Mapping[tuple[str, str], str]] = {
         "KnownKeys MAX_IDS MAX_KEYS _DEFAULT_PORTS _REGISTRY _UNRESERVED _normal_path"
     ),
     ("http/http_server", "companion_push/serving/http_server"): (
-        "DRAIN_SECONDS _left_out _limit _why_not _without_bytes _without_server http_logger"
+        "DRAIN_SECONDS HEAD_SIZE QUEUED _IN_NO_HEAD _can_be_met _left_out _limit _why_not _without_bytes _without_server http_logger"
     ),
     ("http/listening", "companion_push/serving/listening"): "BACKLOG inherited listening plain",
     ("http/metrics", "companion_push/serving/metrics"): "LAG_SECONDS SECONDS",
