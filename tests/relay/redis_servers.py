@@ -161,7 +161,7 @@ class RedisCluster:
             node.do("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         for node, bus in zip(self.nodes[1:], buses[1:], strict=True):
             self.nodes[0].do("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
-        until(lambda: all(_known(node) == 6 for node in self.nodes))
+        until(lambda: all(known(node) == 6 for node in self.nodes))
         for primary, replica in zip(primaries, replicas, strict=True):
             replica.do("CLUSTER", "REPLICATE", primary.do("CLUSTER", "MYID"))
         self.until_whole()
@@ -201,7 +201,7 @@ def _setting(node: RedisServer, name: str) -> str:
     return line.split()[1]
 
 
-def _known(node: RedisServer) -> int:
+def known(node: RedisServer) -> int:
     """How many nodes a node knows, without those that it is still shaking hands with."""
     return sum(b"handshake" not in line for line in node.do("CLUSTER", "NODES").splitlines())
 

@@ -29,7 +29,7 @@ from headless_passkey.trust.ring import MAX_COMPANIONS
 from tests.ports import reserved_port
 from tests.relay import redis_servers
 from tests.relay.household import Caller, Household, fresh_id
-from tests.relay.redis_servers import RedisServer
+from tests.relay.redis_servers import RedisServer, known
 from tests.relay.test_notifying import registers, token
 from tests.relay.test_redis import ANNAS, PASSWORD, served_by, write
 from tests.relay.test_redis_faults import answered
@@ -79,7 +79,9 @@ async def a_node_and_a_new_one(engine: str) -> AsyncIterator[tuple[RedisServer, 
         new.do("CLUSTER", "MEET", "127.0.0.1", old.port, buses[0])
         await asyncio.to_thread(
             redis_servers.until,
-            lambda: all(b"cluster_state:ok" in each.do("CLUSTER", "INFO") for each in made),
+            lambda: all(
+                known(each) == 2 and b"cluster_state:ok" in each.do("CLUSTER", "INFO") for each in made
+            ),
         )
         yield old, new
     finally:
