@@ -204,7 +204,12 @@ class RelayDelivery:
             raise
 
     async def _submit_again(self) -> None:
-        """Submit the same bytes again; not while a companion's claim was seen, whose phone is on its way already."""
+        """Submit the same bytes again; not while a companion's claim was seen, whose phone is on its way already.
+
+        `TrustError` (not-a-member) when this device was removed: the relay ends its requests, and answers for them no more.
+        """
+        await self._refresh()
+        _ = self._joined.member
         if self._request_id is None or self._verified is not None:
             raise TransportError("the relay has lost the request")
         logger.warning("the relay has lost the request, which is submitted again")

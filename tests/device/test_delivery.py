@@ -320,6 +320,25 @@ async def test_a_request_that_is_lost_after_its_claim_is_not_submitted_again(tmp
         assert await phone.inbox() == []
 
 
+@pytest.mark.threat("T2")
+@pytest.mark.parametrize("claimed", [False, True], ids=["waiting", "claimed"])
+async def test_a_device_that_is_removed_in_the_middle_of_its_request_hears_by_whom(
+    tmp_path: Path, *, claimed: bool
+) -> None:
+    async with delivering(tmp_path, companions=2) as (delivery, home):
+        phone, frame = home.companions[0], home.devices[0]
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        (item,) = await phone.inbox()
+        if claimed:
+            await phone.claims(frame, item)
+        async with contextlib.aclosing(delivery.progress()) as states:
+            assert (await anext(states)).claimed_by == (phone.name if claimed else None)
+            await home.append(*(each.person for each in home.companions))
+            with refused(TrustReason.NOT_A_MEMBER, saying="this device was removed from account"):
+                async for _ in states:
+                    pass
+
+
 # Witnesses
 
 
