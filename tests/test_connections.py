@@ -489,6 +489,18 @@ async def test_a_body_and_a_websocket_are_no_head(server: ModuleType) -> None:
 
 
 @SERVERS
+async def test_with_an_aiohttp_that_has_other_names_inside_a_server_serves(
+    server: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server._HAS_NAMES  # of the release that is tested
+    monkeypatch.setattr(server, "_HAS_NAMES", False)
+    async with asyncio.timeout(PATIENCE), served(server) as here, aiohttp.ClientSession() as session:
+        for _ in range(2):
+            async with session.post(f"http://127.0.0.1:{here.port}", data=bytes(300_000)) as response:
+                assert response.status == 405
+
+
+@SERVERS
 @pytest.mark.threat("T17")
 async def test_behind_a_held_call_few_requests_are_read(server: ModuleType) -> None:
     async with asyncio.timeout(PATIENCE), served(server) as here:

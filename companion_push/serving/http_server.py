@@ -45,6 +45,14 @@ HEALTH: Final = ("/livez", "/readyz")  # paths
 HEAD_SIZE: Final = 1 << 16
 QUEUED: Final = 2  # requests that wait for the one before; then nothing is read (aiohttp's own limit is 32)
 _IN_NO_HEAD: Final = b"\0\r\n\r\n"  # is refused wherever it stands
+# what these bounds go by is not promised by aiohttp: where a release has other names, its own bounds are left
+_HAS_NAMES: Final = all(
+    hasattr(web.RequestHandler, name)
+    for name in (
+        *("_max_msg_queue_size", "_msg_queue_resume_size", "_messages", "_request_count", "_upgraded"),
+        *("_payload_parser", "_task_handler", "_request_in_progress"),
+    )
+)
 # of an application that takes upgrades before aiohttp's server sees them: neither do its middlewares and signals
 TAKE: Final[web.AppKey[Take]] = web.AppKey("take")
 
@@ -348,7 +356,8 @@ class _Connection(web.RequestHandler):
         self._deadline: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None  # of the last request whose head is whole
         self._unread = 0  # bytes of a head that is not
-        self._max_msg_queue_size, self._msg_queue_resume_size = QUEUED, 0
+        if _HAS_NAMES:
+            self._max_msg_queue_size, self._msg_queue_resume_size = QUEUED, 0
         self._idle = False
         self._client = ""  # of the request that is being answered
 
@@ -368,6 +377,9 @@ class _Connection(web.RequestHandler):
         if self._idle:  # a head begins
             self._idle = False
             self._within(self._connections.limits.head, "head")
+        if not _HAS_NAMES:
+            super().data_received(data)
+            return
         of_body = self._body is not None and not self._body.is_eof()
         read = self._request_count
         super().data_received(data)
@@ -430,7 +442,7 @@ class _Connection(web.RequestHandler):
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109  it is aiohttp's
         """End the connection: a request that is being answered has `timeout` seconds, the rest of the body of one that has been has none."""
-        if self._task_handler is not None and not self._request_in_progress:
+        if _HAS_NAMES and self._task_handler is not None and not self._request_in_progress:
             self._task_handler.cancel()
         await super().shutdown(timeout)
 
