@@ -70,7 +70,7 @@ def _loaded(args: argparse.Namespace, tls: ssl.SSLContext | None, *, registers: 
 
 @contextmanager
 def _short_turns() -> Iterator[None]:
-    """Let threads take turns every 0.5 ms: with Python's 5 ms each step of a request waits for a thread that loads."""
+    """Let threads take turns every 0.1 ms: with Python's 5 ms each step of a request waits for a thread that loads."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(_TURN)
     try:
