@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 # what the extras bring; the distribution alone brings cryptography
 EXTRAS = (
-    "aiohttp", "bleak", "bumble", "dbus_fast", "fido2", "h2", "joserfc", "msgspec", "opentelemetry",
+    "aiohappyeyeballs", "aiohttp", "bleak", "bumble", "dbus_fast", "fido2", "h2", "joserfc", "msgspec", "opentelemetry",
     "prometheus_client",
     "publicsuffixlist", "rich", "segno", "strawberry", "yarl",
 )  # fmt: skip

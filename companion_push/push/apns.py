@@ -344,5 +344,7 @@ def _why(error: OSError) -> str:
             return "its name cannot be resolved"
         case OSError(errno=int(number)) if number > 0:
             return os.strerror(number).lower()
+        case OSError() if type(error) is OSError:  # its addresses failed in different ways
+            return "none of its addresses can be reached"
         case _:
             return "it hung up before it answered"

@@ -1,26 +1,43 @@
-"""A connection through a proxy, for what speaks a protocol of its own on it: CONNECT (RFC 9110 §9.3.6).
+"""Connections for what speaks a protocol of its own on them: to a host, and through a proxy by CONNECT (RFC 9110 §9.3.6).
 
 The proxy is the environment's (`headless_passkey.net.proxy`); it learns host and port, and carries TLS with the server.
 """
 
 import asyncio
 import re
+import socket
 import ssl
 from typing import Final
 
+import aiohappyeyeballs
+
 from headless_passkey.net.proxy import Proxy, ProxyFailed
 
+NEXT_ADDRESS_SECONDS: Final = 0.25  # until the host's next address is tried too (RFC 8305 §5)
 MAX_HEAD: Final = 16_384  # bytes of the proxy's answer
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
+
+
+async def connect_to(host: str, port: int) -> socket.socket:
+    """Connect to the address of a host that takes the connection first (RFC 8305); `OSError` as the system raises it.
+
+    An address that swallows packets, such as one of a network without a way to IPv6, costs `NEXT_ADDRESS_SECONDS`. asyncio's
+    own `happy_eyeballs_delay` is no argument of uvloop's.
+    """
+    loop = asyncio.get_running_loop()
+    addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS)
 
 
 async def connect_through(proxy: Proxy, host: str, port: int) -> asyncio.Transport:
     """Let the proxy connect to a host; returns the transport, which nobody reads yet. `ProxyFailed`."""
     loop = asyncio.get_running_loop()
     tls = ssl.create_default_context() if proxy.url.scheme == "https" else None
+    its_host = proxy.url.host or ""
     try:
+        connected = await connect_to(its_host, proxy.url.port or 0)
         transport, asked = await loop.create_connection(
-            _Asked, proxy.url.host or "", proxy.url.port or 0, ssl=tls
+            _Asked, sock=connected, ssl=tls, server_hostname=None if tls is None else its_host
         )
     except OSError as error:
         raise _failed(proxy, "cannot be reached") from error

@@ -19,7 +19,7 @@ import h2.events
 import h2.exceptions
 import h2.settings
 
-from companion_push.push.connect import connect_through
+from companion_push.push.connect import connect_through, connect_to
 from headless_passkey.net.proxy import Proxy
 
 MAX_FRAME: Final = 16_384  # bytes: what SETTINGS_MAX_FRAME_SIZE is unless we say otherwise
@@ -93,7 +93,7 @@ class Http2Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         if proxy is None:
             transport, connection = await loop.create_connection(
-                cls, host, port, ssl=tls, server_hostname=host
+                cls, sock=await connect_to(host, port), ssl=tls, server_hostname=host
             )
         else:
             through = await connect_through(proxy, host, port)

@@ -17,10 +17,13 @@ import aiohttp
 import pytest
 from certificates import Certificate
 
+from headless_passkey.net.connector import Connector
 from headless_passkey.net.proven_http import open_session
 from headless_passkey.net.tls import tls_context
 from headless_passkey.net.tunnel import open_tunnel
 from tests.loop_clock import LoopClock
+from tests.swallowing import PATIENCE as PATIENT
+from tests.swallowing import SWALLOWING, first_address_swallows
 
 PATIENCE = 20.0  # seconds; a safety net
 
@@ -187,3 +190,25 @@ async def test_a_server_that_hangs_up_without_a_word_of_tls_keeps_no_connection(
             response.close()
             loop_clock.passes(PATIENCE)
             await asyncio.wrap_future(ended)  # while the session goes on
+
+
+async def test_an_address_that_swallows_packets_keeps_no_client_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(as_http_that_ends(b""))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with first_address_swallows(port, monkeypatch) as tried:
+        async with (
+            server,
+            asyncio.timeout(PATIENT),
+            aiohttp.ClientSession(connector=Connector()) as http,
+            http.get(f"http://push.test:{port}/") as response,
+        ):
+            assert await response.read() == b"{}"
+    assert tried == [SWALLOWING, "127.0.0.1"]

@@ -1,7 +1,10 @@
 """APNs: what is sent, what each answer means, and what is done about connections and tokens. The service is not reached here."""
 
 import asyncio
+import errno
 import logging
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +38,8 @@ from tests.push.apple import (
     write_p8,
 )
 from tests.push.google import PATIENCE, PING, Clock
+from tests.swallowing import PATIENCE as PATIENT
+from tests.swallowing import SWALLOWING, first_address_swallows
 
 ADDRESS = Apns(topic=TOPIC, token=DEVICE)
 HANDLE = "AAECAwQFBgcICQoLDA0ODw"
@@ -612,6 +617,47 @@ async def test_a_proxy_that_is_not_there_is_named(
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
     delivery = await through(certificate, clock, provider_key)
     assert delivery.detail == "the proxy 127.0.0.1:1 cannot be reached"
+
+
+# An address that swallows packets
+
+
+async def test_an_address_that_swallows_packets_costs_no_push(
+    apple: Apple, apns: ApnsChannel, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(apple.url.rpartition(":")[2])
+    with first_address_swallows(port, monkeypatch) as tried:
+        async with asyncio.timeout(PATIENT):
+            assert await apns.send(ADDRESS, push(clock)) == SENT
+        assert tried == [SWALLOWING, "127.0.0.1"]
+
+
+async def test_a_proxys_address_that_swallows_packets_costs_no_push(
+    certificate: Certificate, clock: Clock, provider_key: ProviderKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {(TEAM, KEY): provider_key.private.public_key()}
+    async with serving_apple(certificate, clock, keys=keys, topics={TEAM: {TOPIC}}) as apple:
+        apple.devices.add((TOPIC, DEVICE))
+        proxy = ConnectProxy({f"{HOST}:443": int(apple.url.rpartition(":")[2])})
+        async with proxy.running() as address:
+            monkeypatch.setenv("HTTPS_PROXY", f"http://{address}")
+            with first_address_swallows(proxy.port, monkeypatch) as tried:
+                async with asyncio.timeout(PATIENT):
+                    assert await through(certificate, clock, provider_key) == SENT
+            assert tried[:2] == [SWALLOWING, "127.0.0.1"]
+
+
+async def test_addresses_that_fail_in_different_ways_are_not_said_to_have_hung_up(
+    apns: ApnsChannel, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def connecting(_: socket.socket, place: Any) -> None:
+        number = errno.ENETUNREACH if place[0] == SWALLOWING else errno.ECONNREFUSED
+        raise OSError(number, os.strerror(number))
+
+    with first_address_swallows(0, monkeypatch):
+        monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", connecting)
+        delivery = await apns.send(ADDRESS, push(clock))
+    assert delivery == Delivery(outcome=PushOutcome.FAILED, detail="none of its addresses can be reached")
 
 
 # Trust

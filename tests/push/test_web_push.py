@@ -24,6 +24,7 @@ from headless_passkey.net.proxy import read_bounded
 from headless_passkey.text.base64url import from_base64url
 from tests.loop_clock import LoopClock
 from tests.push.receiver import Receiver, Reply, receiving
+from tests.swallowing import PATIENCE, SWALLOWING, first_address_swallows
 
 NOW = 1_800_000_000.5
 CONTACT = "mailto:push@example.com"
@@ -410,6 +411,15 @@ async def test_of_several_addresses_only_those_are_tried_that_may_be(
     monkeypatch.setattr(loop, "sock_connect", connecting)
     assert (await channel.send(there.subscribe().address, push())).outcome is PushOutcome.SENT
     assert connected == ["127.0.0.1"]
+
+
+async def test_an_address_that_swallows_packets_costs_no_push(
+    channel: WebPushChannel, there: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with first_address_swallows(there.port, monkeypatch) as tried:
+        async with asyncio.timeout(PATIENCE):
+            assert (await channel.send(there.subscribe().address, push())).outcome is PushOutcome.SENT
+    assert tried == [SWALLOWING, "127.0.0.1"]
 
 
 @pytest.mark.threat("T13")
