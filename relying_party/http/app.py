@@ -221,6 +221,8 @@ def make_app(
                 ),
                 mounted_at=mounted_at,
             )
+            if isinstance(store, SqliteStore):
+                app[METRICS].store_log_bytes = lambda: store.log_bytes
             app[_READINESS] = Readiness(lambda: store.credential(b"", now=now()))
             try:
                 yield

@@ -4,6 +4,7 @@ Each label has a few fixed values, so that clients cannot create time series (ca
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -32,6 +33,10 @@ HELP: Final = {
     "connections_closed_total": (
         "counter",
         "Connections that the server closed (handshake, head, idle, evicted), and what it refused, by reason.",
+    ),
+    "store_log_bytes": (
+        "gauge",
+        "Length of the write-ahead log beside the store's file when it was last used; 0 with another store.",
     ),
 }
 
@@ -63,7 +68,9 @@ class _Histogram:
 
 @dataclass(slots=True)
 class Metrics:
-    """The counters of one application."""
+    """The counters of one application, and what is read when somebody looks."""
+
+    store_log_bytes: Callable[[], int] = lambda: 0
 
     _counts: dict[tuple[str, _Labels], int] = field(default_factory=dict)
     _histograms: dict[str, _Histogram] = field(
@@ -92,7 +99,12 @@ class Metrics:
         lines = []
         for name, (kind, about) in HELP.items():
             lines += [f"# HELP {PREFIX}{name} {about}", f"# TYPE {PREFIX}{name} {kind}"]
-            lines += self._histograms[name].lines(name) if name in self._histograms else self._counters(name)
+            if name in self._histograms:
+                lines += self._histograms[name].lines(name)
+            elif kind == "gauge":
+                lines.append(f"{PREFIX}{name} {getattr(self, name)()}")
+            else:
+                lines += self._counters(name)
         return "\n".join(lines) + "\n"
 
     def _counters(self, name: str) -> list[str]:

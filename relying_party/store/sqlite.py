@@ -12,6 +12,7 @@ the file and written over, so that it goes on for as long as the file itself doe
 
 import asyncio
 import fcntl
+import logging
 import os
 import sqlite3
 import stat
@@ -41,6 +42,8 @@ BUSY_TIMEOUT: Final = 5.0  # seconds
 # the bytes of the file that whoever reads it locks, the first and how many (SQLite's file locking, "SHARED")
 _SHARED: Final = (0x40000002, 510)
 _LOG_KEPT: Final = 32 << 20  # bytes of the write-ahead log that are kept when it begins again
+
+logger = logging.getLogger(__name__)
 
 
 class Worker:
@@ -101,10 +104,17 @@ class SqliteStore(SqlStore):
 
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
-        self._writer = Worker(self._path, "writer", check=self._check)
+        self._writer = Worker(self._path, "writer", check=self._check_and_tell)
         self._reader = Worker(self._path, "reader", check=self._check)
         self._files: dict[Path, tuple[int, int] | None] = {}  # the open files, by device and inode
         self._nonces: bytes | None = None  # the key of the nonces, once it was read
+        self._log_bytes = 0
+        self._is_told = False  # that the log grows
+
+    @property
+    def log_bytes(self) -> int:
+        """The length of the write-ahead log when the store was last used."""
+        return self._log_bytes
 
     async def __aenter__(self) -> Self:
         try:
@@ -147,6 +157,21 @@ class SqliteStore(SqlStore):
             raise StoreUnavailable(
                 f"the store is no longer the file at {self._path}: put it back, or start again with the one that is there"
             )
+        _, log, _ = _files_of(self._path)
+        with suppress(OSError):
+            self._log_bytes = Path(log).stat().st_size
+
+    def _check_and_tell(self) -> None:
+        """Check as `_check`, and log that the log grows, and that it does no more: once each. In the writer's thread."""
+        self._check()
+        size = self._log_bytes
+        grows = size > _LOG_KEPT
+        if grows and not self._is_told:
+            why = "its write-ahead log grows while another program reads the store"
+            logger.warning("the store %s: %s (%d MiB now)", self._path, why, size >> 20)
+        if self._is_told and not grows:
+            logger.warning("the store %s: its write-ahead log is copied and begun again", self._path)
+        self._is_told = grows
 
     async def _close(self) -> None:
         with _log_kept(self._path) if self._others_write() else nullcontext():

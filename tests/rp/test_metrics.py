@@ -50,6 +50,21 @@ async def test_every_line_is_in_the_text_format(site: Site) -> None:
         assert line.startswith("# ") or _LINE.fullmatch(line), line
 
 
+async def test_the_length_of_the_stores_log_is_shown(site: Site) -> None:
+    await site.register(Device(), "ada")
+    size = _log_size(site)
+    assert f"{PREFIX}store_log_bytes {size}" in (await _told(site)).splitlines()
+
+
+def _log_size(site: Site) -> int:
+    store = site.config.store
+    if not isinstance(store, Path):
+        return 0
+    size = Path(f"{store}-wal").stat().st_size
+    assert size > 0
+    return size
+
+
 @pytest.mark.threat("T11")
 async def test_no_metric_names_anybody(site: Site) -> None:
     passkey, _ = await site.register(Browser(), "ada.lovelace")
@@ -85,7 +100,7 @@ def test_everything_that_is_counted_is_explained() -> None:
     source = "".join(path.read_text() for path in (Path(__file__).parents[2] / "relying_party").rglob("*.py"))
     counted = set(re.findall(r'\.count\(\s*"([a-z_]+)"', source))
     assert counted <= set(HELP)
-    assert set(HELP) - counted == {"request_seconds", "loop_lag_seconds"}
+    assert set(HELP) - counted == {"request_seconds", "loop_lag_seconds", "store_log_bytes"}
 
 
 async def test_the_event_loop_is_watched_while_the_metrics_are_served(

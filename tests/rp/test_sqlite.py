@@ -310,9 +310,10 @@ async def test_a_log_that_others_began_in_the_place_of_ours_is_not_mixed_with_it
         assert after.execute("SELECT * FROM secrets").fetchall() == []  # it is lost with what was removed
 
 
-async def test_a_log_that_has_become_long_is_cut_when_nobody_reads_it_any_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_log_that_has_become_long_is_told_once_and_cut_when_nobody_reads_it_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    begins = f"the store {tmp_path / 's'}: its write-ahead log "
     monkeypatch.setattr(sqlite, "_LOG_KEPT", 1 << 15)
     async with SqliteStore(tmp_path / "s") as store:
         await store.register(credential(), ADA, session(), ends=None)
@@ -324,9 +325,15 @@ async def test_a_log_that_has_become_long_is_cut_when_nobody_reads_it_any_more(
             other.execute("SELECT * FROM users").fetchall()
             while _length(tmp_path / "s-wal") <= 1 << 16:
                 await store.rename_user("Ada", by=session(), now=2)
+            assert store.log_bytes == _length(tmp_path / "s-wal")
+            assert [record.getMessage() for record in caplog.records] == [
+                f"{begins}grows while another program reads the store (0 MiB now)"
+            ]
         for name in ("Ada", "Eve", "Ada"):
             await store.rename_user(name, by=session(), now=2)
         assert _length(tmp_path / "s-wal") <= 1 << 15
+        assert store.log_bytes == _length(tmp_path / "s-wal")
+    assert [record.getMessage() for record in caplog.records[1:]] == [f"{begins}is copied and begun again"]
 
 
 def _length(path: Path) -> int:
