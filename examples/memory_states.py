@@ -46,3 +46,6 @@ class MemoryStates:
     def due(self, now: float, after: str | None) -> list[str]:
         due = (account for account, (_, at) in self.values.items() if at <= now and account > (after or ""))
         return sorted(due)[: account_states.PORTION]
+
+    def ask_any(self) -> None:
+        """It is always there."""

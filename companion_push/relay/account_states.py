@@ -85,6 +85,10 @@ class StateStore(Protocol):
         """List accounts whose value time may change by `now`, at most `PORTION` of those that come after one, in an order of the store's."""
         ...
 
+    def ask_any(self) -> None:
+        """Read anything. `StoreUnavailable` when no account can be had."""
+        ...
+
 
 class SqlStates:
     """The account states in SQL, as a part of one transaction on an open store, as if no other one ran beside it."""
@@ -184,6 +188,9 @@ class SqlStates:
             (now, after or "", PORTION),
         )
         return [account for (account,) in rows]
+
+    def ask_any(self) -> None:
+        self.load("")
 
 
 @dataclass(slots=True)
@@ -360,7 +367,7 @@ class States:
 
     def look(self) -> None:
         """Read anything, to see that the store answers."""
-        self._store.load("")
+        self._store.ask_any()
 
     def _load(
         self,

@@ -16,6 +16,7 @@ import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from time import monotonic
 from typing import Any, Final, TypeVar
@@ -136,6 +137,7 @@ class RedisStates:
         self.is_cluster = False
         # until when what did not answer is not asked, by the monotonic clock, and why
         self._away: dict[int | str, tuple[float, str]] = {}
+        self._answered = _ALL  # when anybody was asked last
         self._trying = threading.Lock()
         self._scripts: dict[str, str] = {}  # their hashes
         self._new_nodes: _NewNodes | None = None  # of a Cluster
@@ -243,6 +245,28 @@ class RedisStates:
         if self._ask(account, lambda client: self._run(client, _CLEAR, keys, [])):
             logger.error("the store has lost what waited for an account: something else was in its place")
 
+    def ask_any(self) -> None:
+        """As `StateStore.ask_any`: of a Cluster one node is enough, the one that answered last before all others.
+
+        All relays have the same Cluster: were they not ready while a node is away, nobody would be served, and not only its accounts.
+        """
+        buckets = {self._asked(bucket)[1]: bucket for bucket in range(BUCKETS)}
+        nodes = [node for node in buckets if isinstance(node, str)]  # without the slots that no node has
+        failed = StoreUnavailable(f"{_NO_ANSWER}no node of the Cluster has a slot")
+        for node in sorted(nodes, key=lambda node: (node in self._away, node != self._answered)):
+            bucket = buckets[node]
+            try:
+                self._ask(bucket, partial(self._read_anything, bucket))
+            except StoreUnavailable as error:
+                failed = error
+            else:
+                self._answered = node
+                return
+        raise failed
+
+    def _read_anything(self, bucket: int, client: Any) -> None:
+        client.get(f"{self._slot(bucket)}:v:")
+
     # How it is asked
 
     def _keys(self, account: str) -> tuple[str, str, str]:
@@ -267,8 +291,8 @@ class RedisStates:
         self._scripts[script] = _hash(script)
         return done
 
-    def _ask(self, account: str | None, question: Callable[[Any], T]) -> T:
-        """Ask the server of an account, or all of them. `StoreUnavailable` when it does not answer, or did not a moment ago.
+    def _ask(self, account: str | int | None, question: Callable[[Any], T]) -> T:
+        """Ask the server of an account or a bucket, or all of them. `StoreUnavailable` when it does not answer, or did not a moment ago.
 
         Where it did not, one transaction tries it again, and all others are refused until that knows: each has a connection to
         the database, and whoever needs no state would wait for them.
@@ -289,11 +313,11 @@ class RedisStates:
         self._tried(tried)
         return answer
 
-    def _asked(self, account: str | None) -> tuple[int | str, int | str]:
-        """Who is asked for an account: in a Cluster its slot, by its bucket, and the node that has that."""
+    def _asked(self, account: str | int | None) -> tuple[int | str, int | str]:
+        """Who is asked for an account or a bucket: in a Cluster its slot, by its bucket, and the node that has that."""
         if account is None or not isinstance(self.client, RedisCluster):
             return _ALL, _ALL
-        bucket = _bucket(account)
+        bucket = _bucket(account) if isinstance(account, str) else account
         try:
             node = self.client.get_node_from_key(self._slot(bucket))  # type: ignore[no-untyped-call]
         except RedisClusterException:

@@ -15,14 +15,14 @@ import redis
 from redis.exceptions import RedisError
 
 from companion_push.errors import StoreUnavailable
-from companion_push.relay import operations
+from companion_push.relay import operations, readiness
 from companion_push.relay import redis_states as redis_module
 from companion_push.relay.account_state import OUTCOMES
 from companion_push.relay.account_states import ABSENT, Value
 from companion_push.relay.app import RELAY
 from companion_push.relay.messages import MAX_SEALED
 from companion_push.relay.redis_place import RedisPlace
-from companion_push.relay.redis_states import _bucket, open_redis
+from companion_push.relay.redis_states import RedisStates, _bucket, open_redis
 from companion_push.serving.log_limit import MAX_LINES
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.ring import MAX_COMPANIONS
@@ -33,7 +33,7 @@ from tests.relay.redis_servers import RedisServer, known
 from tests.relay.test_notifying import registers, token
 from tests.relay.test_redis import ANNAS, PASSWORD, served_by, write
 from tests.relay.test_redis_faults import answered
-from tests.relay.test_two_stores import a_house
+from tests.relay.test_two_stores import House, a_house
 
 NOTHING: Final = Value(ABSENT, None)
 
@@ -123,6 +123,41 @@ async def test_while_a_node_is_away_its_accounts_are_refused_at_once_and_the_oth
                     states.load(name)
             for name in kept:
                 assert states.load(name) == Value(5, b"value")
+
+
+@pytest.mark.threat("T17")
+async def test_a_relay_is_ready_while_some_node_is_there_and_not_while_the_cluster_is_down(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "SHARED_SECONDS", 0.0)
+    monkeypatch.setattr(redis_module, "_AWAY_SECONDS", 0.0)
+    async with a_node_and_a_new_one(engine) as nodes:
+        old, new = nodes
+        give(range(8192), to=new, at=[new, old])
+        place = RedisPlace(hosts=(("127.0.0.1", old.port),))
+        async with open_redis(place) as states, a_house(tmp_path, place) as house:
+            assert await is_ready(house) == 200
+            answered = house.relay.app[RELAY]._own_states
+            assert isinstance(answered, RedisStates)
+            lost = next(each for each in nodes if answered._answered.endswith(f":{each.port}"))
+            left = old if lost is new else new
+            lost.kill()
+            assert await is_ready(house) == 200
+            states.ask_any()  # of a relay that comes later
+            a_slot = 0 if left is new else 8192
+            left.do(
+                "CLUSTER", "DELSLOTS", a_slot
+            )  # with cluster-require-full-coverage, nothing is served then
+            assert await is_ready(house) == 503
+            left.do("CLUSTER", "ADDSLOTS", a_slot)
+            assert await is_ready(house) == 200
+            left.kill()
+            assert await is_ready(house) == 503
+
+
+async def is_ready(house: House) -> int:
+    async with house.relay.session.get(house.relay.url + "/readyz") as response:
+        return response.status
 
 
 @pytest.mark.usefixtures("asked_at_once")
