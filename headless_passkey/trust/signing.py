@@ -23,11 +23,23 @@ from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.text.base64url import base64url
 
 CURVE: Final = ec.SECP256R1()
-_ES256: Final = ec.ECDSA(SHA256())
 POINT_SIZE: Final = 65  # uncompressed: 0x04, X, Y
 SIGNATURE_SIZE: Final = 64
 NAME_SIZE: Final = 43  # characters: base64url of 32 bytes
 _ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+
+class _Es256(ec.ECDSA):
+    """ECDSA with SHA-256. cryptography's constructor loads all its ciphers, to see whether a nonce can be derived (RFC 6979)."""
+
+    algorithm = SHA256()
+    deterministic_signing = False
+
+    def __init__(self) -> None:
+        """Do not call the constructor of the class above: there is nothing to ask."""
+
+
+_ES256: Final = _Es256()
 
 
 class SigningKey(Protocol):

@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +18,7 @@ from headless_passkey.trust.signing import (
     parse_public_key,
     sign_document,
     thumbprint,
+    uncompressed,
     verify,
 )
 from tests.trust.people import ORDER, twin
@@ -67,6 +71,19 @@ def test_what_was_signed_verifies_and_nothing_else(data: bytes) -> None:
     assert not verify(KEY.public_key, twin(signature), data)
     assert not verify(KEY.public_key, signature, data + b"\0")
     assert not verify(SoftwareSigningKey.generate().public_key, signature, data)
+
+
+@given(st.binary(max_size=300))
+def test_what_was_signed_verifies_with_cryptographys_own_algorithm_and_the_reverse(data: bytes) -> None:
+    """Ours leaves the constructor of cryptography's out."""
+    signature, algorithm = KEY.sign(data), ec.ECDSA(SHA256())
+    r, s = (int.from_bytes(half) for half in (signature[:32], signature[32:]))
+    parse_public_key(KEY.public_key).verify(encode_dss_signature(r, s), data, algorithm)
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    r, s = decode_dss_signature(private.sign(data, algorithm))
+    signed = r.to_bytes(32) + min(s, ORDER - s).to_bytes(32)
+    assert verify(uncompressed(private.public_key()), signed, data)
 
 
 @given(st.integers(0, 511))
