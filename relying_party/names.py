@@ -28,9 +28,10 @@ _INVISIBLE: Final = "\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
 _JOINERS: Final = "\u200c\u200d"
 _ATTACHED: Final = _JOINERS + "\ufe0e\ufe0f"
 
-_NOT_IN_A_NAME: Final = re.compile(f"[{_HIDDEN}]")
-_NOT_SHOWN: Final = re.compile(f"[{_HIDDEN}{_INVISIBLE}]")
-_MISPLACED: Final = re.compile(rf"(?:\A|(?<= ))[{_ATTACHED}]|[{_JOINERS}](?=[{_JOINERS}]|\Z)")
+# Patterns, which are compiled when they are first used: a start needs none of them.
+_NOT_IN_A_NAME: Final = f"[{_HIDDEN}]"
+_NOT_SHOWN: Final = f"[{_HIDDEN}{_INVISIBLE}]"
+_MISPLACED: Final = rf"(?:\A|(?<= ))[{_ATTACHED}]|[{_JOINERS}](?=[{_JOINERS}]|\Z)"
 
 # Normalising takes time that grows with the square of a long run of marks. Four code points at the most become
 # one, so beyond this many nothing can be a valid name.
@@ -47,9 +48,9 @@ def why_not_plain(text: str, longest: int = MAX_NAME) -> str | None:
         return f"has {len(text)} characters; 1 to {longest} are expected"
     if text.strip(" ") != text:
         return "has a space at an end"
-    if found := _NOT_IN_A_NAME.search(text):
+    if found := re.search(_NOT_IN_A_NAME, text):
         return f"has U+{ord(found[0]):04X} as character {found.start() + 1}, which does not show as itself"
-    if found := _MISPLACED.search(text):
+    if found := re.search(_MISPLACED, text):
         return f"has U+{ord(found[0]):04X} as character {found.start() + 1}, where it joins nothing"
     return None
 
@@ -72,7 +73,7 @@ def printable(text: str, limit: int = MAX_SHOWN) -> str:
     a valid name is shown as it is. limit: code points of `text`; an ellipsis stands for what is beyond.
     """
     cut = text[:limit]
-    misplaced = {found.start() for found in _MISPLACED.finditer(cut)}
+    misplaced = {found.start() for found in re.finditer(_MISPLACED, cut)}
     shown: list[str] = []
     base, marks = False, 0  # whether there is something to attach to; the marks on it
     for place, character in enumerate(cut):
@@ -81,7 +82,7 @@ def printable(text: str, limit: int = MAX_SHOWN) -> str:
         marks = marks + mark if mark or attached else 0
         spelled = (
             place in misplaced
-            or _NOT_SHOWN.match(character) is not None
+            or re.match(_NOT_SHOWN, character) is not None
             or (not base and (mark or attached))
             or marks > _MAX_MARKS
         )

@@ -19,10 +19,9 @@ import time
 import traceback
 from codecs import BOM_UTF8
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 from headless_passkey.errors import (
     ExitStatus,
@@ -66,8 +65,7 @@ class HelpFormatter(argparse.HelpFormatter):
         return "\n".join(indent + line for line in lines)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Setting:
+class _Setting(NamedTuple):
     """A long option, which a TOML file and the environment can set too."""
 
     action: argparse.Action

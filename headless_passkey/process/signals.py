@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -53,7 +52,7 @@ def _on_interrupt(act: Callable[[], object]) -> Callable[[], None]:
     """Let SIGINT call `act`; returns a function that restores the previous behaviour."""
     loop = asyncio.get_running_loop()
     if loop not in _interrupts:
-        _interrupts[loop] = _Interrupts(before=signal.getsignal(signal.SIGINT))
+        _interrupts[loop] = _Interrupts(signal.getsignal(signal.SIGINT))
         loop.add_signal_handler(signal.SIGINT, _interrupts[loop].newest)
     interrupts = _interrupts[loop]
     interrupts.acts.append(act)
@@ -68,12 +67,12 @@ def _on_interrupt(act: Callable[[], object]) -> Callable[[], None]:
     return forget
 
 
-@dataclass(slots=True, kw_only=True)
 class _Interrupts:
     """The handlers of SIGINT in one event loop, innermost last, and the handler before them."""
 
-    before: Any
-    acts: list[Callable[[], object]] = field(default_factory=list)
+    def __init__(self, before: Any) -> None:
+        self.before = before
+        self.acts: list[Callable[[], object]] = []
 
     def newest(self) -> None:
         self.acts[-1]()

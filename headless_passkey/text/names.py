@@ -29,9 +29,10 @@ _INVISIBLE: Final = "\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
 _JOINERS: Final = "\u200c\u200d"
 _ATTACHED: Final = _JOINERS + "\ufe0e\ufe0f"
 
-_NOT_IN_A_NAME: Final = re.compile(f"[{_HIDDEN}]")
-_NOT_SHOWN: Final = re.compile(f"[{_HIDDEN}{_INVISIBLE}]")
-_MISPLACED: Final = re.compile(rf"(?:\A|(?<= ))[{_ATTACHED}]|[{_JOINERS}](?=[{_JOINERS}]|\Z)")
+# Patterns, which are compiled when they are first used: a start needs none of them.
+_NOT_IN_A_NAME: Final = f"[{_HIDDEN}]"
+_NOT_SHOWN: Final = f"[{_HIDDEN}{_INVISIBLE}]"
+_MISPLACED: Final = rf"(?:\A|(?<= ))[{_ATTACHED}]|[{_JOINERS}](?=[{_JOINERS}]|\Z)"
 
 # Normalising takes time that grows with the square of a long run of marks. Four code points at the most become
 # one, so beyond this many nothing can be a valid name.
@@ -49,9 +50,9 @@ def why_not_plain(text: str, longest: int = MAX_LABEL) -> str | None:
         return f"has {len(text)} characters; 1 to {longest} are expected"
     if text.strip(" ") != text:
         return "has a space at an end"
-    if found := _NOT_IN_A_NAME.search(text):
+    if found := re.search(_NOT_IN_A_NAME, text):
         return f"has U+{ord(found[0]):04X} as character {found.start() + 1}, which does not show as itself"
-    if found := _MISPLACED.search(text):
+    if found := re.search(_MISPLACED, text):
         return f"has U+{ord(found[0]):04X} as character {found.start() + 1}, where it joins nothing"
     return None
 
@@ -74,7 +75,7 @@ def name_of(text: str, longest: int = MAX_LABEL) -> str:
 def plain(text: str, longest: int = MAX_LABEL) -> str | None:
     """Make a valid name from `text`: invalid characters become spaces, and a long text is cut; None when nothing is left."""
     kept: list[str] = []
-    for character in _NOT_IN_A_NAME.sub(" ", unicodedata.normalize("NFC", text[:_MAX_LOOKED_AT])):
+    for character in re.sub(_NOT_IN_A_NAME, " ", unicodedata.normalize("NFC", text[:_MAX_LOOKED_AT])):
         last = kept[-1] if kept else " "
         if last == " " and character in f" {_ATTACHED}":
             continue
@@ -102,7 +103,7 @@ _RIGHT_TO_LEFT: Final = frozenset(
 )  # bidirectional classes that reorder what stands beside them
 _ISOLATE: Final = "\N{FIRST STRONG ISOLATE}"
 _POP: Final = "\N{POP DIRECTIONAL ISOLATE}"
-_ISOLATED: Final = re.compile(f"{_ISOLATE}([^{_ISOLATE}{_POP}]*){_POP}")
+_ISOLATED: Final = f"{_ISOLATE}([^{_ISOLATE}{_POP}]*){_POP}"
 
 
 def quoted(text: str, limit: int = MAX_SHOWN) -> str:
@@ -122,13 +123,13 @@ def shown_line(line: str) -> str:
 
     It leaves alone what `printable` and `quoted` have escaped, and spells out what nobody has.
     """
-    isolates = (found.span() for found in _ISOLATED.finditer(line))
+    isolates = (found.span() for found in re.finditer(_ISOLATED, line))
     return _spelled_out(line, frozenset(place for start, end in isolates for place in (start, end - 1)))
 
 
 def _spelled_out(text: str, kept: frozenset[int] = frozenset()) -> str:
     """Spell out what does not show as itself. kept: places in `text` of characters that stay."""
-    misplaced = {found.start() for found in _MISPLACED.finditer(text)}
+    misplaced = {found.start() for found in re.finditer(_MISPLACED, text)}
     shown: list[str] = []
     base, marks = False, 0  # whether there is something to attach to; the marks on it
     for place, character in enumerate(text):
@@ -137,7 +138,7 @@ def _spelled_out(text: str, kept: frozenset[int] = frozenset()) -> str:
         marks = marks + mark if mark or attached else 0
         spelled = place not in kept and (
             place in misplaced
-            or _NOT_SHOWN.match(character) is not None
+            or re.match(_NOT_SHOWN, character) is not None
             or (not base and (mark or attached))
             or marks > _MAX_MARKS
         )

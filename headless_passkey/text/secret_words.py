@@ -8,23 +8,19 @@ from typing import Final
 
 _HIDDEN: Final = "\N{HORIZONTAL ELLIPSIS}"
 # account codes and invitations, FIDO URLs; and the password of a URL
-_KNOWN: Final = re.compile(
-    r"""(hpk-[a-z]+:|FIDO:/)[^\s'"]*[^\s'":;,.)]|(eyJ)[\w-]+\.[\w-]+\.[\w-]*|(://[^\s/:@'"]*:)[^\s/@'"]+(?=@)""",
-    re.IGNORECASE,
-)
-_LONG: Final = re.compile(
-    r"(?<![A-Za-z0-9_+/.~-])[A-Za-z0-9_+-][A-Za-z0-9_+/-]{19,}={0,2}", re.ASCII
-)  # no path
+# they are compiled when they are first used: a start needs neither
+_KNOWN: Final = r"""(?i)(hpk-[a-z]+:|FIDO:/)[^\s'"]*[^\s'":;,.)]|(eyJ)[\w-]+\.[\w-]+\.[\w-]*|(://[^\s/:@'"]*:)[^\s/@'"]+(?=@)"""
+_LONG: Final = r"(?a)(?<![A-Za-z0-9_+/.~-])[A-Za-z0-9_+-][A-Za-z0-9_+/-]{19,}={0,2}"  # no path
 
 
 def without_secrets(text: str) -> str:
     """Replace the secrets in `text` that have a form of ours, and passwords in URLs, by an ellipsis."""
-    return _KNOWN.sub(lambda found: f"{found[1] or found[2] or found[3]}{_HIDDEN}", text)
+    return re.sub(_KNOWN, lambda found: f"{found[1] or found[2] or found[3]}{_HIDDEN}", text)
 
 
 def without_keys(text: str) -> str:
     """Replace what looks like a key or a code too: 20 characters or more of base64 or digits that are no words."""
-    return _LONG.sub(lambda found: _HIDDEN if _is_random(found[0]) else found[0], without_secrets(text))
+    return re.sub(_LONG, lambda found: _HIDDEN if _is_random(found[0]) else found[0], without_secrets(text))
 
 
 def looks_secret(text: str) -> bool:
