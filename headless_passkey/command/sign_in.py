@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from headless_passkey.command.ceremony import Ceremony
 
 _TURN: Final = 0.0001  # seconds
+_HEAD_START: Final = 0.004  # seconds, in which a request to a near server is out
 
 
 def check_options(args: argparse.Namespace, *, registers: bool) -> None:
@@ -92,8 +93,9 @@ async def _asked(
         yield None
         return
     found = asyncio.create_task(find_relying_party(http, args.rp, key))
-    await asyncio.sleep(0)  # it has the processor for itself until it waits for the network
     try:
+        # it has the processor for itself until it is out, or waits for the network
+        await asyncio.wait([found], timeout=_HEAD_START)
         yield found
     finally:
         await end_quietly(found)
