@@ -28,6 +28,7 @@ from headless_passkey.text.names import printable, quoted
 
 INTERRUPTED: Final = "interrupted"  # the companion ended while it held the claim
 MALFORMED: Final = "malformed"  # the companion could not parse the request
+REMOVED: Final = "removed"  # the relay's reason for a companion that was taken out of the account
 UNANSWERED: Final = "unanswered"  # the user did not answer the phone in time
 VANISHED: Final = (
     "vanished"  # the relay's reason for a holder of the claim that stopped calling; it may come back
@@ -51,6 +52,7 @@ _WHAT: Final = {
     INTERRUPTED: "was ended before the phone had answered",
     MALFORMED: "finds the request malformed",
     UNANSWERED: "says that nobody answered on the phone in time",
+    REMOVED: "was removed from the account meanwhile",
     VANISHED: "has vanished",
 }
 _CTAP: Final = {status_name(status).lower().replace("_", "-"): status for status in Status}
@@ -81,7 +83,14 @@ def refused(refusals: Sequence[Refusal], *, holder: str | None = None) -> Headle
     holder: who had claimed it: its reason counts. Where nobody had and the reasons are of different branches of the
     error tree, a refused check counts before what may go well the next time.
     """
-    first = min(refusals, key=lambda each: (each.companion != holder, each.reason not in tuple(TrustReason)))
+    first = min(
+        refusals,
+        key=lambda each: (
+            each.companion != holder,
+            each.reason == REMOVED,  # which keeps nobody else from it
+            each.reason not in tuple(TrustReason),
+        ),
+    )
     others = [str(refusal) for refusal in refusals if refusal is not first]
     return _error(first.reason, "; ".join([str(first), *others]))
 
@@ -96,7 +105,7 @@ def _error(reason: str, message: str) -> HeadlessPasskeyError:
     if reason in _CTAP:
         return CtapError(_CTAP[reason], status_name(_CTAP[reason]))
     match reason:
-        case "interrupted":
+        case "interrupted" | "removed":
             return NotApproved(Outcome.CANCELLED, message)
         case "unanswered":
             return NotApproved(Outcome.EXPIRED, message)

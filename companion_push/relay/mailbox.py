@@ -26,6 +26,7 @@ INBOX: Final = "inbox"  # in place of a channel's kind: the companion was waitin
 INBOX_SECONDS: Final = 3  # for a companion that waits at another process of the relay to fetch a request
 LAST_CHANCE: Final = 8  # seconds for other companions to fetch a request that all who fetched it have refused
 VANISHED: Final = "vanished"  # reason: the lease of a companion's claim has expired; it may come back
+REMOVED: Final = "removed"  # reason: the companion was taken out of the account
 UNSPECIFIED: Final = "unspecified"  # reason: a companion failed without giving one
 KEPT: Final = 300  # seconds the outcome stays readable after the latest end of the request
 
@@ -48,7 +49,7 @@ class CompanionEvent(StrEnum):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A companion's failure: it cannot take the request, or has vanished. Others may still take it."""
+    """A companion's failure: it cannot take the request, has vanished or was removed. Others may still take it."""
 
     by: str
     reason: str  # a word
@@ -125,8 +126,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def given_up_at(self) -> float:
         """When the request fails because every companion that fetched it has failed; others have `LAST_CHANCE` seconds."""
-        failed = {failure.by: failure.at for failure in self.failures if failure.reason != VANISHED}
-        hopes = self.fetched_by.union(failure.by for failure in self.failures).difference(failed)
+        # a removal says nothing of the request: it takes a hope away, and ends nothing by itself
+        failed = {each.by: each.at for each in self.failures if each.reason not in (VANISHED, REMOVED)}
+        hopes = {*self.fetched_by, *(each.by for each in self.failures if each.reason == VANISHED)}
+        hopes = {each for each in hopes if not self._has_failed(each)}
         if not self.unclaimed or not failed or hopes:
             return math.inf
         return max(failed.values()) + LAST_CHANCE
@@ -182,9 +185,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The request after the relay has ended it: its device was removed or muted, or its account suspended."""
         return self._become(RequestState.CANCELLED, reason=reason) if self.live else self
 
-    def without_holder(self, names: frozenset[str], now: float) -> "Request":
-        """The request after these companions were removed from the ring: a claim of one of them ends at once."""
-        return self._vanished(now) if self.state in HELD and self.claimed_by in names else self
+    def without(self, names: frozenset[str], now: float) -> "Request":
+        """The request after these companions were removed from the ring: they have failed, and a claim of one of them ends at once."""
+        gone = {each for each in names.intersection(self.recipients) if not self._has_failed(each)}
+        if not self.live or not gone:
+            return self
+        kept = (failure for failure in self.failures if failure.by not in gone)
+        failures = (*kept, *(Failure(by=name, reason=REMOVED, at=now) for name in sorted(gone)))
+        if self._is_hopeless(failures):
+            return self._become(RequestState.FAILED, reason=REMOVED, failures=failures)
+        if self.state in HELD and self.claimed_by in gone:
+            return self._unclaimed(failures=failures)
+        return replace(self, failures=failures, version=self.version + 1)
 
     def device_says(self, event: DeviceEvent, reason: str | None) -> "Request":
         """The request after its device's event (idempotent)."""
@@ -276,16 +288,19 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return self
         if not self.live:
             raise self._conflict()
-        word = UNSPECIFIED if reason in (None, VANISHED) else reason
+        word = UNSPECIFIED if reason in (None, VANISHED, REMOVED) else reason
         failures = (*self._failures_but(by), Failure(by=by, reason=word, at=now))
-        failed = {failure.by for failure in failures if failure.reason != VANISHED}
-        if by == self.claimed_by or failed.issuperset(self.recipients):
+        if by == self.claimed_by or self._is_hopeless(failures):
             return self._become(RequestState.FAILED, reason=reason, failures=failures)
         return replace(self, failures=failures, version=self.version + 1)
 
     def _become(self, state: RequestState, **changes: Any) -> "Request":
         digests = self.digests if state in LIVE else ()
         return replace(self, state=state, version=self.version + 1, digests=digests, **changes)
+
+    def _is_hopeless(self, failures: tuple[Failure, ...]) -> bool:
+        """Whether every recipient has failed."""
+        return {each.by for each in failures if each.reason != VANISHED}.issuperset(self.recipients)
 
     def _has_failed(self, companion: str) -> bool:
         return any(failure.by == companion and failure.reason != VANISHED for failure in self.failures)

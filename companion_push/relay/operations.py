@@ -400,7 +400,7 @@ def settle(account: str) -> Operation:
             reason = "removed" if gone else "suspended" if suspended else MUTED
             ends = gone or suspended or request.device in muted
             after = request.withdrawn(reason) if ends else request
-            after = after.without_holder(frozenset({request.claimed_by or ""}) - members, call.now)
+            after = after.without(frozenset(request.recipients) - members, call.now)
             if after is not request:
                 call.states.save(after)
                 changed.append(Change(was=request.state, request=after))
@@ -568,7 +568,7 @@ def _changed_ring(call: Call, before: Ring, ring: Ring) -> Answer:
     changed = []
     for request in _current(call, ring.account):
         after = request.withdrawn("removed") if request.device in removed else request
-        after = after.without_holder(removed, call.now)
+        after = after.without(removed, call.now)
         if after is not request:
             call.states.save(after)
             changed.append(Change(was=request.state, request=after, by=call.caller))

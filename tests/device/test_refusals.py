@@ -37,6 +37,7 @@ WORDS = [
     ("something-new", TransportError, None, 4),
     ("malformed", RemoteProtocolError, "refused", 3),
     ("interrupted", NotApproved, "cancelled", 7),
+    ("removed", NotApproved, "cancelled", 7),
     ("unanswered", NotApproved, "expired", 7),
     ("ctap2-err-no-credentials", CtapError, "CTAP2_ERR_NO_CREDENTIALS", 5),
 ]
@@ -92,6 +93,12 @@ def test_of_several_reasons_a_refused_check_counts_first_and_all_are_said() -> N
         '"tablet" refuses the request: it cannot open what was sealed to it; '
         '"phone" could not hand the request to the phone; "laptop" was ended before the phone had answered'
     )
+
+
+def test_what_others_say_counts_before_a_removal() -> None:
+    error = refused([by("tablet", "removed"), by("phone", "no-adapter")])
+    assert (error.exit_status, error.reason) == (ExitStatus.TRANSPORT, "no-adapter")
+    assert str(error).endswith('; "tablet" was removed from the account meanwhile')
 
 
 def test_who_had_claimed_it_counts_before_the_others() -> None:

@@ -16,6 +16,7 @@ from companion_push.relay.mailbox import (
     GRACE,
     LAST_CHANCE,
     LIVE,
+    REMOVED,
     VANISHED,
     CompanionEvent,
     Failure,
@@ -356,6 +357,52 @@ def test_no_companion_says_of_itself_that_it_has_vanished() -> None:
     request = pending().companion_says(BERT, CompanionEvent.FAILED, VANISHED, now=NOW)
     assert request.failures == (Failure(by=BERT, reason="unspecified", at=NOW),)
     assert not request.waits_for(BERT)
+
+
+# Companions that are removed
+
+
+@pytest.mark.threat("T16")
+@pytest.mark.parametrize("state", [P, D, C, O])
+def test_a_removed_companion_has_failed_and_holds_no_claim(state: RequestState) -> None:
+    request = in_state(state)
+    after = request.without(frozenset({ANNA, "a device"}), NOW)
+    assert after.failures == (Failure(by=ANNA, reason="removed", at=NOW),)
+    assert (after.state, after.claimed_by) == (P if state is P else D, None)
+    assert after.version == request.version + 1
+    assert not after.waits_for(ANNA)
+    assert after.waits_for(BERT)
+    assert after.without(frozenset({ANNA}), NOW + 1) is after
+
+
+@pytest.mark.threat("T16")
+def test_the_claim_of_another_companion_than_the_removed_one_stays() -> None:
+    after = in_state(C).without(frozenset({BERT}), NOW)
+    assert (after.state, after.claimed_by) == (C, ANNA)
+    assert after.failures == (Failure(by=BERT, reason="removed", at=NOW),)
+
+
+@pytest.mark.threat("T16")
+def test_a_removal_ends_a_request_that_nobody_is_left_to_take() -> None:
+    failed = pending().companion_says(BERT, CompanionEvent.FAILED, "clock-skew", now=NOW)
+    after = failed.without(frozenset({ANNA}), NOW)
+    assert (after.state, after.reason) == (RequestState.FAILED, "removed")
+    assert after.without(frozenset({BERT}), NOW) is after
+
+
+@pytest.mark.threat("T16")
+def test_a_removal_alone_does_not_let_a_request_be_given_up() -> None:
+    """Whoever removed it may be the one who takes the request, as soon as that companion runs."""
+    removed = pending().fetched(ANNA).without(frozenset({ANNA}), NOW)
+    assert removed.given_up_at == FOR_EVER
+    failed = pending().fetched(ANNA).fetched(BERT).companion_says(BERT, CompanionEvent.FAILED, None, now=NOW)
+    assert failed.given_up_at == FOR_EVER
+    assert failed.without(frozenset({ANNA}), NOW).state is RequestState.FAILED
+
+
+def test_no_companion_says_of_itself_that_it_was_removed() -> None:
+    request = pending().companion_says(BERT, CompanionEvent.FAILED, REMOVED, now=NOW)
+    assert request.failures == (Failure(by=BERT, reason="unspecified", at=NOW),)
 
 
 def test_what_is_over_before_the_lease_is_expired_and_what_is_over_after_it_too() -> None:

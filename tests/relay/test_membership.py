@@ -332,7 +332,7 @@ async def test_the_claim_of_a_removed_companion_ends_at_once_and_its_envelopes_a
     waiting = asyncio.ensure_future(frame.get(f"/v1/requests/{name}?version={version}&wait=20"))
     await home.append(anna.person, frame.person)
     status = (await waiting).body
-    assert (status["state"], status["failures"]) == ("delivered", [{"by": bert.name, "reason": "vanished"}])
+    assert (status["state"], status["failures"]) == ("delivered", [{"by": bert.name, "reason": "removed"}])
     assert (await bert.get("/v1/inbox")).problem == "not-found"
     assert (await anna.claims(frame, hers)).status == 200
     assert recipients_of_envelopes(relay.store) == [anna.name]

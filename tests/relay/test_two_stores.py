@@ -275,10 +275,10 @@ async def test_what_removed_members_do_until_their_removal_is_committed_is_undon
         others = await house.relay.household("carol", devices=2)
         cleo, dora = others.companions
         gone, stays = others.devices
-        await stays.submit(cleo, dora, name=name)
 
         async def meanwhile() -> None:
             assert (await gone.submit(cleo, name=late)).status == 201
+            assert (await stays.submit(cleo, dora, name=name)).status == 201
             assert (await dora.act(stays, name, "claimed")).status == 200
 
         written(monkeypatch, Meanwhile(meanwhile), by="append_ring")
@@ -290,7 +290,7 @@ async def test_what_removed_members_do_until_their_removal_is_committed_is_undon
         assert {each.claimed_by for each in state.requests} == {None, dora.name}
         monkeypatch.undo()
         assert [(item["id"], item["state"]) for item in await cleo.inbox()] == [(name, "delivered")]
-        assert (await stays.status(name))["failures"] == [{"by": dora.name, "reason": "vanished"}]
+        assert (await stays.status(name))["failures"] == [{"by": dora.name, "reason": "removed"}]
         assert (await cleo.act(stays, name, "claimed")).status == 200
         assert house.envelopes() == [cleo.name]
 

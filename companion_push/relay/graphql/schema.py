@@ -92,7 +92,9 @@ class Claim:
     word: Base64Url
 
 
-@strawberry.type(description="A companion's failure: it cannot take the request, or has vanished.")
+@strawberry.type(
+    description="A companion's failure: it cannot take the request, has vanished or was removed."
+)
 class Failure:
     by: strawberry.ID
     reason: str
