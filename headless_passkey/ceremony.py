@@ -3,8 +3,9 @@
 `run_ceremony` does one ceremony, a sign-in or a registration: it makes a FIDO URL for every recipient, turns
 the radio on, delivers the URLs, and waits for the first of these: a phone's advert, the end of the request, the
 deadline. The first phone that completes the handshake gets the one CTAP command; its reply is checked and returned.
-Where the delivery knows of claims, that phone is the claimer's (T3). The module does I/O and timing; other modules parse
-and decide.
+Where the delivery knows of claims, that phone is the claimer's (T3). When another recipient has the claim before the reply has
+come, that phone is left, and the claimer's phone is waited for and gets the command. The module does I/O and timing; other
+modules parse and decide.
 
 The state of each recipient follows from the claim (`_Standing`):
 
@@ -23,12 +24,23 @@ import logging
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from http import HTTPStatus
-from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, overload, runtime_checkable
+from typing import (
+    Any,
+    Final,
+    Generic,
+    NoReturn,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+    runtime_checkable,
+)
 
 from headless_passkey.delivery import Ask, Delivery, Progress
 from headless_passkey.errors import (
@@ -36,6 +48,7 @@ from headless_passkey.errors import (
     HeadlessPasskeyError,
     LocalProtocolError,
     NotApproved,
+    NotEnrolled,
     Outcome,
     RemoteProtocolError,
     SetupError,
@@ -50,10 +63,11 @@ from headless_passkey.hybrid.ctap2 import GetInfoResponse, Status, status_name
 from headless_passkey.hybrid.eid import Eid, parse_suffix
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.linking import LinkedPhone
+from headless_passkey.hybrid.messages import Ctap
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
 from headless_passkey.net.tunnel import Tunnel, TunnelRefused, open_tunnel
 from headless_passkey.phone_channel import PhoneChannel
-from headless_passkey.process.tasks import end, task_group
+from headless_passkey.process.tasks import end, end_quietly, task_group
 from headless_passkey.radio.direct import DirectChannel
 from headless_passkey.radio.l2cap import ConnectingSource
 from headless_passkey.radio.source import Advert, AdvertSource
@@ -65,9 +79,15 @@ from headless_passkey.webauthn.options import AuthenticationOptions, Credential,
 LINKED_FIRST: Final = 3.0  # seconds that a linked phone has until others are asked as well
 WITHDRAWAL: Final = 0.5  # seconds that the command to a linked phone waits for the request's withdrawal
 CLAIM_TIMEOUT: Final = 20.0  # seconds that an open channel waits for the claim of its recipient
+HUNG_UP_TIMEOUT: Final = (
+    5.0  # seconds after a phone has hung up in which its claim may go to another recipient
+)
 DIRECT_TIMEOUT: Final = 6.0  # seconds for link, direct channel and handshake, until the tunnel is tried
 HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message
 REPORT_TIMEOUT: Final = 3.0  # seconds for the report of the end to the relay
+MAX_PHONES: Final = (
+    8  # phones that are reached one after another, a bound on what a relay that moves claims can cause
+)
 MAX_ATTEMPTS: Final = 8  # concurrent attempts, a bound on the work that adverts can cause
 MAX_WAYS: Final = 4  # addresses from which one advert came, as it should from one
 MAX_ADVERTS: Final = 256  # different adverts that our key opens; a phone makes one or a few
@@ -227,8 +247,8 @@ async def run_ceremony(
 ) -> CeremonyResult:
     """Run one ceremony, from FIDO URL to checked response.
 
-    options: known options, or a callable that is called once the channel is open, so that the challenge is fresh. It returns
-    WebAuthn JSON, parsed options, or a `Begun`, which then gets the response.
+    options: known options, or a callable that is called once the channel is open, so that the challenge is fresh, and again
+    for each further phone that is reached. It returns WebAuthn JSON, parsed options, or a `Begun`, of which the last one gets the response.
     tunnels: base URLs (``wss://host:port``) by tunnel domain number, in place of the built-in names.
     tls: trusted roots for the tunnel; None for the system's. timeout: seconds for everything.
     settle: takes the response to the relying party, where the options are no `Begun`. Its value is the `result`. `settle` does
@@ -352,6 +372,14 @@ class _Contact:
     )
 
 
+class _PhoneLeft(Exception):  # noqa: N818  the ceremony goes on
+    """A phone that was reached is left, since another recipient has the claim or may get it. Its cause says why."""
+
+    def __init__(self, why: HeadlessPasskeyError) -> None:
+        super().__init__()
+        self.why = why
+
+
 @dataclass(slots=True, kw_only=True)
 class _Ceremony:
     """One ceremony: the state that its tasks share."""
@@ -391,6 +419,11 @@ class _Ceremony:
     _reached: "asyncio.Future[PhoneChannel]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    _begun: Begun[Any] | None = None  # what the relying party has begun last; it gets the response
+    _hung_up: TransportError | None = None  # how the phone that was reached hung up
+    _put_out: HeadlessPasskeyError | None = (
+        None  # the delivery serves this device no more, as it said at the end
+    )
     _submitted: bool = False  # the delivery may have sent the request
     _told_the_end: bool = False  # the delivery was reached at the end
     _notified: set[str] = field(default_factory=set)  # companions of whom NOTIFIED was told
@@ -405,19 +438,18 @@ class _Ceremony:
             await self._make_urls()
         async with task_group() as tasks:
             async with AsyncExitStack() as until_answered:
-                phone = await self._find_phone(radio, links, lifetime, tasks, until_answered)
-                try:
-                    credential, expected, user_checked = await self._use(phone)
-                finally:
-                    phone.let_go.set()
+                phone, (credential, expected, user_checked) = await self._get_answer(
+                    radio, links, lifetime, tasks, until_answered
+                )
             # the tunnel closes concurrently
-            if self.settle is None:
+            settle = self.settle if self._begun is None else self._begun.complete
+            if settle is None:
                 completed = CeremonyResult(credential=credential, user_checked=user_checked)
             else:
                 result = await (
-                    self.settle(credential)
+                    settle(credential)
                     if self.users is None
-                    else self.users.settle(credential, self.settle, expected=expected)
+                    else self.users.settle(credential, settle, expected=expected)
                 )
                 completed = Settled(credential=credential, user_checked=user_checked, result=result)
             if not limit.expired():
@@ -467,9 +499,17 @@ class _Ceremony:
     def explain(self, error: Exception) -> Exception:
         """The error of a ceremony that found no phone: that a phone answered without a claim (T3), else `error`.
 
+        Of a phone that has hung up it is how it did, which tells more than what its companion then says of its connection, or
+        that the account is closed to this device, which ends companions and their phones as well.
         Without a claim means that the delivery has told of none, and knows of none when it is told of the end: a relay that is not
         reached has shown none.
         """
+        if (
+            self._hung_up is not None
+            and isinstance(error, TransportError)
+            and error is not self._callers_error
+        ):
+            return self._put_out or self._hung_up
         found_nobody = isinstance(error, TransportError) or (
             isinstance(error, NotApproved) and error.outcome is Outcome.EXPIRED
         )
@@ -511,46 +551,76 @@ class _Ceremony:
             self._told_the_end = True
         except (TimeoutError, HeadlessPasskeyError) as error:
             logger.info("ceremony %s: %s was not reported (%s)", self._name, outcome, type(error).__name__)
+            if isinstance(error, NotEnrolled | TrustError):
+                self._put_out = error
         except Exception as error:  # noqa: BLE001  a fault of the delivery; its message may hold anything
             what = "ceremony %s: %s was not reported: the delivery raised %s"
             logger.error(what, self._name, outcome, type(error).__name__)  # noqa: TRY400  no traceback either
 
-    async def _find_phone(
+    async def _get_answer(
         self,
         radio: AdvertSource,
         links: Sequence[LinkedPhone],
         lifetime: float,
         tasks: asyncio.TaskGroup,
         until_answered: AsyncExitStack,
-    ) -> PhoneChannel:
-        """Try the links, deliver the URLs, and scan until a channel is open; then the radio is off.
+    ) -> tuple[PhoneChannel, tuple[Credential, bool, bool]]:
+        """Find a phone and use it, and the next one where it is left; returns the phone that answered, and what `_use` does.
 
-        until_answered: while it is open, the request is followed.
+        The radio is on while no phone is reached. until_answered: while it is open, the request is followed.
         """
-        async with radio.adverts() as adverts:
-            self.report(
-                Stage.PREPARED,
-                {"links": len(links)} if links else {"recipients": len(self._candidates)},
-            )
-            if self.ask.digits is not None:
-                self.report(Stage.DIGITS, digits=self.ask.digits)
-            if links:
-                requesting = tasks.create_task(self._race(links, lifetime, tasks))
-            else:
-                await self._submit(lifetime)
-                requesting = tasks.create_task(self._follow(tasks))
-            until_answered.push_async_callback(end, requesting)
-            listening = tasks.create_task(self._listen(adverts, tasks))
+        requesting = None
+        for _ in range(MAX_PHONES):
+            async with radio.adverts() as adverts:
+                if requesting is None:
+                    requesting = await self._request(links, lifetime, tasks)
+                    until_answered.push_async_callback(end, requesting)
+                phone = await self._find_phone(adverts, tasks)
             try:
-                phone = await asyncio.shield(self._reached)
+                if (
+                    phone.linked is not None
+                ):  # no other phone is to ask its user, nor this one for the request
+                    await end(requesting)
+                    withdrawing = tasks.create_task(self.tell_the_end(DeviceEvent.CANCELLED, "linked-phone"))
+                    await asyncio.wait({withdrawing}, timeout=WITHDRAWAL)
+                return phone, await self._use(phone)
+            except _PhoneLeft as left:
+                self._tell_failed(left.why, {})
+                self._reached, self._hung_up = asyncio.get_running_loop().create_future(), None
             finally:
-                self._listening = False
-                await end(listening, *self._pursuits)
-        if phone.linked is not None:  # no other phone is to ask its user, nor this one for the request
-            await end(requesting)
-            withdrawing = tasks.create_task(self.tell_the_end(DeviceEvent.CANCELLED, "linked-phone"))
-            await asyncio.wait({withdrawing}, timeout=WITHDRAWAL)
-        return phone
+                phone.let_go.set()
+        raise TrustError(
+            TrustReason.RECIPIENT_MISMATCH,
+            f"{MAX_PHONES} phones were reached, and each one's companion has lost the request",
+            advice="try again",
+        )
+
+    async def _request(
+        self, links: Sequence[LinkedPhone], lifetime: float, tasks: asyncio.TaskGroup
+    ) -> asyncio.Task[None]:
+        """Try the links, or deliver the URLs, while the radio is on already; returns the task that follows the request."""
+        self.report(
+            Stage.PREPARED,
+            {"links": len(links)} if links else {"recipients": len(self._candidates)},
+        )
+        if self.ask.digits is not None:
+            self.report(Stage.DIGITS, digits=self.ask.digits)
+        if links:
+            return tasks.create_task(self._race(links, lifetime, tasks))
+        await self._submit(lifetime)
+        return tasks.create_task(self._follow(tasks))
+
+    async def _find_phone(self, adverts: AsyncIterator[Advert], tasks: asyncio.TaskGroup) -> PhoneChannel:
+        """Listen until a channel to a phone is open."""
+        listening = tasks.create_task(self._listen(adverts, tasks))
+        try:
+            return await asyncio.shield(self._reached)
+        finally:
+            self._listening = False
+            await end(listening, *self._pursuits)
+            for candidate in self._candidates.values():
+                for heard in candidate.heard.values():
+                    heard.pursued = False
 
     async def _submit(self, lifetime: float) -> None:
         urls = {name: candidate.transaction.url for name, candidate in self._candidates.items()}
@@ -694,7 +764,7 @@ class _Ceremony:
             self.report(Stage.NOT_NOTIFIED)
 
     def _note_refusals(self, refusals: Sequence[Refusal]) -> None:
-        """Give events for new refusals. A refusal by the companion whose phone is connected ends the ceremony."""
+        """Give events for new refusals."""
         before, self.refusals = self.refusals, {refusal.companion: refusal for refusal in refusals}
         for refusal in refusals:
             if before.get(refusal.companion) != refusal:
@@ -702,9 +772,6 @@ class _Ceremony:
                 if refusal.label is not None:
                     detail["label"] = refusal.label
                 self.report(Stage.REFUSED, detail, refusal=refusal)
-        recipient = self._reached.result().recipient if self._reached.done() else None
-        if recipient is not None and self._has_refused(recipient):
-            raise refused([self.refusals[recipient]])
 
     def _has_refused(self, recipient: str) -> bool:
         refusal = self.refusals.get(recipient)
@@ -757,6 +824,7 @@ class _Ceremony:
 
     async def _listen(self, adverts: AsyncIterator[Advert], tasks: asyncio.TaskGroup) -> None:
         self._listening = True
+        self._turn_to_who_may_go_on(tasks)  # to what was heard before, when a phone was left
         try:
             async for advert in adverts:
                 if self._is_near(advert):
@@ -928,6 +996,7 @@ class _Ceremony:
                 return _not_claimed()
             if not self._reached.done():
                 candidate.pursuits.remove(_this_task())  # no longer ended by the state of its candidate
+                heard.is_news = False
                 self._reached.set_result(phone)
                 await phone.hold()
             return None
@@ -953,9 +1022,7 @@ class _Ceremony:
         options = await self._known_options()
         if phone.recipient is not None:
             await self._check_claim(phone.recipient)
-        await phone.send(options.ctap_request(phone.get_info))
-        self.report(Stage.REQUEST_SENT)
-        reply = await phone.reply()
+        reply = await self._unless_left(phone, self._ask_phone(phone, options))
         if reply.code != Status.SUCCESS:
             raise CtapError(reply.code, status_name(reply.code))
         credential = options.accept(reply.payload, phone.get_info)
@@ -964,20 +1031,73 @@ class _Ceremony:
         self.report(Stage.REPLY_CHECKED)
         return credential, expected, user_checked
 
-    async def _check_claim(self, recipient: str) -> None:
-        """Refuse a phone whose companion holds the claim no more (T3, T5): the claim may end after the phone was reached."""
-        standing = await self._claim_of(recipient)
-        if standing is _Standing.ACTIVE:
-            return
-        gone = standing is _Standing.WAITING
-        what = (
-            "the companion whose phone answered has lost its claim"
-            if gone
-            else "another companion has the claim now than the one whose phone answered"
+    async def _ask_phone(self, phone: PhoneChannel, options: Options) -> Ctap:
+        """Send the command; returns the reply. `_PhoneLeft` when the phone hangs up and another one may answer in its place."""
+        try:
+            await phone.send(options.ctap_request(phone.get_info))
+            self.report(Stage.REQUEST_SENT)
+            return await phone.reply()
+        except TransportError as error:
+            if error is self._callers_error:
+                raise
+            self._hung_up = error
+            if not await self._may_another_answer(phone):
+                raise
+            raise _PhoneLeft(error) from error
+
+    async def _may_another_answer(self, phone: PhoneChannel) -> bool:
+        """Whether a phone that has hung up loses the claim, at most `HUNG_UP_TIMEOUT` later, and another recipient may get it.
+
+        A companion that is ended gives its claim back, of which the relay tells after the phone in it has hung up.
+        """
+        others = (
+            each for each in self._candidates if each != phone.recipient and not self._has_refused(each)
         )
-        why = "; ".join([f"{what}: the phone got no command", *map(str, self.refusals.values())])
-        reason = TrustReason.NOT_CLAIMED if gone else TrustReason.RECIPIENT_MISMATCH
-        raise TrustError(reason, why, advice="try again")
+        if phone.recipient is None or not self.delivery.needs_claim or not any(others):
+            return False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HUNG_UP_TIMEOUT):
+                while self._standing(phone.recipient) is _Standing.ACTIVE:
+                    await self._turn.wait()
+        return self._standing(phone.recipient) is not _Standing.ACTIVE
+
+    async def _unless_left(self, phone: PhoneChannel, work: Coroutine[Any, Any, _T]) -> _T:
+        """Await `work` with a phone; `_PhoneLeft`, also when `work` is done, once its companion cannot have the claim any more.
+
+        A claim that is gone, and that nobody else has, leaves the phone its answer: it may act without its companion.
+        """
+        working = asyncio.ensure_future(work)
+        try:
+            while True:
+                if phone.recipient is not None:
+                    self._check_standing(phone.recipient)
+                if working.done():
+                    return working.result()
+                turning = asyncio.ensure_future(self._turn.wait())
+                try:
+                    await asyncio.wait({working, turning}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    await end_quietly(turning)
+        finally:
+            await end_quietly(working)
+
+    async def _check_claim(self, recipient: str) -> None:
+        """Leave a phone whose companion holds the claim no more (T3, T5): the claim may end after the phone was reached."""
+        if await self._claim_of(recipient) is _Standing.WAITING:
+            self._leave(TrustReason.NOT_CLAIMED, "the companion whose phone answered has lost its claim")
+        self._check_standing(recipient)
+
+    def _check_standing(self, recipient: str) -> None:
+        """Leave a phone whose companion has refused, or where another one has the claim."""
+        match self._standing(recipient):
+            case _Standing.OUT:
+                raise _PhoneLeft(refused([self.refusals[recipient]]))
+            case _Standing.ASIDE:
+                what = "another companion has the claim now than the one whose phone answered"
+                self._leave(TrustReason.RECIPIENT_MISMATCH, what)
+
+    def _leave(self, reason: TrustReason, what: str) -> NoReturn:
+        raise _PhoneLeft(TrustError(reason, "; ".join([what, *map(str, self.refusals.values())])))
 
     async def _known_options(self) -> Options:
         """Get the options, and check that they match the announcement."""
@@ -989,7 +1109,7 @@ class _Ceremony:
                     raise LocalProtocolError(
                         "a ceremony begun gets the response itself: nothing is left to settle"
                     )
-                self.settle, given = given.complete, given.options
+                self._begun, given = given, given.options
             if isinstance(given, AuthenticationOptions | RegistrationOptions):
                 options = given
             else:

@@ -104,5 +104,6 @@ class Delivery(Protocol):
         """Report the end of the ceremony; returns the recipient that held the claim then, verified, where the delivery learns of one.
 
         reason: one word, such as an error's. The claim may be one that `progress` has not told, as after a cut connection; it
-        only counts for what the ceremony says of its end.
+        only counts for what the ceremony says of its end. `NotEnrolled` or `TrustError` when this device may ask for nothing any more:
+        its account is closed or suspended, or it was removed.
         """

@@ -29,7 +29,7 @@ class Stage(StrEnum):
     DIRECT_FAILED = "direct-failed"  # it is not, or its handshake failed; the tunnel is tried
     TUNNEL_JOINED = "tunnel-joined"
     CHANNEL_OPEN = "channel-open"  # the handshake is done: the phone holds our URL, or the link
-    ATTEMPT_FAILED = "attempt-failed"  # a tunnel or handshake failed; the scan goes on
+    ATTEMPT_FAILED = "attempt-failed"  # a tunnel or handshake failed, or a phone was left; the scan goes on
     REQUEST_SENT = "request-sent"  # the CTAP command is sent
     REPLY_CHECKED = "reply-checked"
     LINKED = "linked"  # the link that was asked for is stored
@@ -54,7 +54,7 @@ class StageDetail(TypedDict, total=False):
     tunnel_domain: int  # ADVERT_HEARD: the number of the phone's tunnel service
     rssi: int  # ADVERT_HEARD: dBm, where the radio reports it
     why: str  # ATTEMPT_FAILED, DIRECT_FAILED: a message for people
-    attempt: int  # ATTEMPT_FAILED: from 1, for each advert
+    attempt: int  # ATTEMPT_FAILED: from 1, for each advert; not where a phone was left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

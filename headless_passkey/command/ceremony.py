@@ -237,6 +237,8 @@ class Ceremony:
                 first=lost["first"], last=lost["last"], given=lost["given"], why_not=lost.get("reason")
             )
             talk(f"{event.elapsed:8.3f} s  {said} [{event.stage}]")
+        elif event.stage is Stage.ATTEMPT_FAILED:
+            show_progress(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}: {event.detail['why']}")
         elif event.stage is Stage.CONTACTING:
             show_progress(
                 f"{event.elapsed:8.3f} s  asking for {quoted(event.detail['phone'])}, which is linked"

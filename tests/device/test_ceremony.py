@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
+from unittest.mock import AsyncMock
 
 import pytest
 from certificates import Certificate
@@ -25,9 +26,11 @@ from headless_passkey.ceremony import (
 from headless_passkey.delivery import Ask, Notified, Progress, Unconfirmed
 from headless_passkey.errors import (
     CtapError,
+    EnrolmentReason,
     HeadlessPasskeyError,
     LocalProtocolError,
     NotApproved,
+    NotEnrolled,
     Outcome,
     ProtocolReason,
     RemoteProtocolError,
@@ -869,24 +872,6 @@ async def test_a_companion_that_refused_has_no_phone_that_may_answer(bench: Benc
     assert bench.stages.count(Stage.ADVERT_HEARD) == 1
 
 
-@pytest.mark.threat("T5")
-async def test_a_companion_that_refuses_while_its_phone_is_connected_ends_the_ceremony(bench: Bench) -> None:
-    await bench.register()
-    bench.carrier = Carrier(bench.air, ("anna", "bert"))
-
-    async def never() -> Any:
-        interrupted = Progress(state=RequestState.DELIVERED, refusals=(refusal("anna", "interrupted"),))
-        bench.carrier.states.put_nowait(interrupted)
-        await asyncio.Future()
-
-    ask = Ask(kind=RequestKind.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
-    answering = asyncio.create_task(bench.answered(recipient="anna"))
-    with pytest.raises(NotApproved, match="was ended before the phone had answered") as caught:
-        await bench.sign_in(ask, never)
-    assert caught.value.reason is Outcome.CANCELLED
-    await answering
-
-
 @pytest.mark.threat("T2")
 async def test_a_membership_that_nobody_confirmed_is_told_once(bench: Bench) -> None:
     events: list[StageEvent] = []
@@ -1191,40 +1176,320 @@ async def test_of_two_channels_that_open_at_once_before_the_claim_one_is_held(
     assert bench.stages.count(Stage.REQUEST_SENT) == 1
 
 
-@pytest.mark.threat("T3")
-@pytest.mark.parametrize(
-    ("then", "reason", "says"),
-    [
-        (None, TrustReason.NOT_CLAIMED, 'has lost its claim: .*; "Anna" has vanished'),
-        ("bert", TrustReason.RECIPIENT_MISMATCH, "another companion has the claim now"),
-    ],
-    ids=["vanished", "another one's"],
-)
-async def test_a_claim_that_is_gone_before_the_command_counts_no_more(
-    bench: Bench, then: str | None, reason: TrustReason, says: str
-) -> None:
-    await bench.register()
-    bench.carrier = Carrier(bench.air, ("anna", "bert"), needs_claim=True)
-    bench.carrier.states.put_nowait(claimed("anna"))
+# A phone that was reached, and whose companion loses the claim
 
+LATE: Ask = Ask(kind=RequestKind.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")  # options come later
+
+
+@dataclass
+class Couple:
+    """A bench with two companions, Anna and Bert; Anna has the claim, and her phone answers."""
+
+    bench: Bench
+    events: list[StageEvent] = field(default_factory=list)
+    begun: int = 0  # how often the relying party was asked for options
+    anna: "asyncio.Task[None] | None" = None
+
+    @classmethod
+    async def of(cls, bench: Bench) -> Self:
+        await bench.register()
+        bench.carrier = Carrier(bench.air, ("anna", "bert"), needs_claim=True)
+        return cls(bench)
+
+    async def sign_in(self, meanwhile: Awaitable[None], **more: Any) -> CeremonyResult:
+        """The ceremony, in which Anna's phone asks its user for ever."""
+
+        async def options() -> dict[str, Any]:
+            self.begun += 1
+            return REQUEST
+
+        def on_stage(event: StageEvent) -> None:
+            self.events.append(event)
+            self.bench._on_stage(event)
+
+        self.bench.carrier.states.put_nowait(claimed("anna"))
+        self.anna = asyncio.create_task(self._answers_never("anna"))
+        acting = asyncio.ensure_future(meanwhile)
+        try:
+            signed_in = await self.bench.sign_in(
+                LATE, **{"options": options, "timeout": 20 * TIMEOUT, "on_stage": on_stage, **more}
+            )
+            await acting
+        finally:
+            acting.cancel()
+            self.anna.cancel()
+            await asyncio.wait({acting, self.anna})
+        return signed_in
+
+    async def _answers_never(self, who: str) -> None:
+        async def never(_question: Question) -> int:
+            return await asyncio.Future()
+
+        url = (await self.bench.carrier.urls)[who].encode()
+        await replace(self.bench.phone(), verify_user=never).answer(url, timeout=20)
+
+    async def says(self, progress: Progress) -> None:
+        """Let the relay say so, until the ceremony has heard it."""
+        self.bench.carrier.states.put_nowait(progress)
+        while not self.bench.carrier.states.empty():  # noqa: ASYNC110  who has taken it acts before others run
+            await asyncio.sleep(0)
+
+    async def bert_takes_over(self, *refusals: Refusal) -> None:
+        await self.says(replace(claimed("bert"), refusals=refusals))
+        await self.bench.answered(recipient="bert")
+
+    @property
+    def why_left(self) -> list[str]:
+        return [event.detail["why"] for event in self.events if event.stage is Stage.ATTEMPT_FAILED]
+
+
+@pytest.fixture
+async def couple(bench: Bench) -> Couple:
+    return await Couple.of(bench)
+
+
+def lost_by_anna(reason: str) -> Progress:
+    return replace(claimed(None), refusals=(refusal("anna", reason),))
+
+
+@pytest.mark.threat("T3")
+@pytest.mark.threat("T5")
+@pytest.mark.parametrize("lost", [None, "vanished", "interrupted", "removed"])
+async def test_whoever_takes_over_while_a_phone_asks_its_user_is_signed_in(
+    couple: Couple, lost: str | None
+) -> None:
+    async def meanwhile() -> None:
+        await couple.bench.reached(Stage.REQUEST_SENT).wait()
+        if lost is None:
+            await couple.bert_takes_over()
+        else:
+            await couple.says(lost_by_anna(lost))
+            await couple.bert_takes_over(*lost_by_anna(lost).refusals)
+
+    signed_in = await couple.sign_in(meanwhile())
+    assert signed_in.credential.user_handle == USER
+    assert couple.anna is not None
+    with pytest.raises(
+        NotApproved, match="said goodbye before it was answered"
+    ):  # its question is taken back
+        couple.anna.result()
+    stages = couple.bench.stages
+    assert stages.count(Stage.REQUEST_SENT) == 2
+    assert couple.begun == 2  # each phone signs a challenge of its own
+    (why,) = couple.why_left
+    assert ("another companion has the claim now" in why) is (lost in (None, "vanished"))
+
+
+@pytest.mark.threat("T3")
+async def test_whoever_takes_over_before_the_command_is_signed_in_and_the_other_phone_gets_none(
+    couple: Couple,
+) -> None:
     async def options() -> dict[str, Any]:
-        bench._reached.pop(Stage.CLAIMED)
-        vanished = Refusal(companion="anna", label="Anna", reason=VANISHED)
-        bench.carrier.states.put_nowait(replace(claimed(None), refusals=(vanished,)))
-        await bench.reached(Stage.DELIVERED).wait()
-        if then is not None:
-            bench.carrier.states.put_nowait(claimed(then))
-            await bench.reached(Stage.CLAIMED).wait()
-        asyncio.get_running_loop().call_soon(bench.clock.passes, CLAIM_TIMEOUT)
+        if not couple.why_left:
+            await couple.says(claimed("bert"))
         return REQUEST
 
-    ask = Ask(kind=RequestKind.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
-    answering = asyncio.create_task(bench.answered(recipient="anna"))
-    with pytest.raises(TrustError, match=says) as caught:
-        await bench.sign_in(ask, options, timeout=5 * TIMEOUT)
-    assert caught.value.reason is reason
-    assert Stage.REQUEST_SENT not in bench.stages
-    await answering
+    async def meanwhile() -> None:
+        await couple.bench.reached(Stage.ATTEMPT_FAILED).wait()
+        await couple.bench.answered(recipient="bert")
+
+    signed_in = await couple.sign_in(meanwhile(), options=options)
+    assert signed_in.credential.user_handle == USER
+    assert couple.bench.stages.count(Stage.REQUEST_SENT) == 1
+    assert couple.bench.stages.count(Stage.CHANNEL_OPEN) == 2
+
+
+@pytest.mark.threat("T3")
+@pytest.mark.parametrize("back", [False, True], ids=["another one's", "back in time"])
+async def test_a_claim_that_is_gone_before_the_command_is_waited_for(couple: Couple, *, back: bool) -> None:
+    async def options() -> dict[str, Any]:
+        if not couple.why_left:
+            await couple.says(lost_by_anna(VANISHED))
+            asyncio.get_running_loop().call_soon(passes)
+        return REQUEST
+
+    def passes() -> None:
+        if back:
+            couple.bench.carrier.states.put_nowait(claimed("anna"))
+        else:
+            couple.bench.clock.passes(CLAIM_TIMEOUT)
+
+    async def meanwhile() -> None:
+        if back:
+            await couple.bench.reached(Stage.REQUEST_SENT).wait()
+            assert couple.why_left == []
+            await couple.bert_takes_over()
+        else:
+            await couple.bench.reached(Stage.ATTEMPT_FAILED).wait()
+            assert Stage.REQUEST_SENT not in couple.bench.stages
+            await couple.bert_takes_over()
+
+    assert (await couple.sign_in(meanwhile(), options=options)).credential.user_handle == USER
+    if not back:
+        (why,) = couple.why_left
+        assert "has lost its claim" in why
+        assert why.endswith('"anna\'s phone" has vanished')
+
+
+@pytest.mark.threat("T3")
+@pytest.mark.threat("T5")
+async def test_a_reply_that_comes_after_another_ones_claim_is_not_taken(
+    couple: Couple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies, reply = [], PhoneChannel.reply
+
+    async def late(phone: PhoneChannel) -> Ctap:
+        came = await reply(phone)
+        replies.append(phone.recipient)
+        if phone.recipient == "anna":
+            await couple.says(claimed("bert"))
+        return came
+
+    async def meanwhile() -> None:
+        await couple.bench.reached(Stage.ATTEMPT_FAILED).wait()
+        await couple.bench.answered(recipient="bert")
+
+    monkeypatch.setattr(PhoneChannel, "reply", late)
+    monkeypatch.setattr(Couple, "_answers_never", lambda self, who: self.bench.answered(recipient=who))
+    assert (await couple.sign_in(meanwhile())).credential.user_handle == USER
+    assert replies == ["anna", "bert"]
+    assert couple.bench.stages.count(Stage.REPLY_CHECKED) == 1
+
+
+@pytest.mark.threat("T3")
+async def test_a_phone_answers_without_its_companion_while_nobody_else_has_the_claim(
+    couple: Couple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply = PhoneChannel.reply
+
+    async def late(phone: PhoneChannel) -> Ctap:
+        came = await reply(phone)
+        await couple.says(lost_by_anna(VANISHED))
+        return came
+
+    async def nothing() -> None:
+        pass
+
+    monkeypatch.setattr(PhoneChannel, "reply", late)
+    monkeypatch.setattr(Couple, "_answers_never", lambda self, who: self.bench.answered(recipient=who))
+    assert (await couple.sign_in(nothing())).credential.user_handle == USER
+    assert couple.why_left == []
+
+
+async def test_of_a_phone_that_hangs_up_since_its_companion_was_ended_another_one_takes_over(
+    couple: Couple,
+) -> None:
+    """The phone is in the companion: it hangs up before the relay has its companion's word."""
+
+    async def meanwhile() -> None:
+        await couple.bench.reached(Stage.REQUEST_SENT).wait()
+        assert couple.anna is not None
+        couple.anna.cancel()
+        await asyncio.wait({couple.anna})
+        await couple.says(claimed(None))
+        await couple.says(lost_by_anna("interrupted"))
+        await couple.bert_takes_over()
+
+    assert (await couple.sign_in(meanwhile())).credential.user_handle == USER
+    assert len(couple.why_left) == 1
+
+
+@pytest.mark.parametrize("then", ["silence", "its companion's word", "nobody else"])
+async def test_a_phone_that_hangs_up_while_its_companion_has_the_claim_ends_the_ceremony(
+    couple: Couple, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply, states = PhoneChannel.reply, couple.bench.carrier.states
+    if then == "nobody else":
+        couple.bench.carrier = Carrier(couple.bench.air, ("anna",), needs_claim=True)
+    elif then == "silence":
+        monkeypatch.setattr("headless_passkey.ceremony.HUNG_UP_TIMEOUT", 0)
+
+    async def fails(phone: PhoneChannel) -> Ctap:
+        try:
+            return await reply(phone)
+        except TransportError:
+            if then == "its companion's word":
+                states.put_nowait(TransportError("could not hand the request to the phone"))
+            raise
+
+    monkeypatch.setattr(PhoneChannel, "reply", fails)
+
+    async def meanwhile() -> None:
+        await couple.bench.reached(Stage.REQUEST_SENT).wait()
+        assert couple.anna is not None
+        couple.anna.cancel()
+        await asyncio.wait({couple.anna})
+
+    with pytest.raises(TransportError, match=r"the other end closed the tunnel|broke off") as caught:
+        await couple.sign_in(meanwhile())
+    assert caught.value.reason is TransportReason.UNREACHABLE
+    assert caught.value.advice is not None
+    assert [event for event, _ in couple.bench.carrier.finished] == [DeviceEvent.FAILED]
+
+
+@pytest.mark.threat("T16")
+@pytest.mark.parametrize(
+    "put_out",
+    [
+        NotEnrolled("closed", reason=EnrolmentReason.ACCOUNT_CLOSED),
+        NotEnrolled("suspended", reason=EnrolmentReason.ACCOUNT_SUSPENDED),
+        TrustError(TrustReason.NOT_A_MEMBER, "removed"),
+    ],
+    ids=lambda error: error.reason,
+)
+async def test_a_phone_that_hangs_up_since_the_account_is_closed_to_all_ends_the_ceremony_with_that(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, put_out: HeadlessPasskeyError
+) -> None:
+    """Its companion may hear of it before the device does."""
+    couple = await Couple.of(bench)
+    bench.carrier = Carrier(bench.air, ("anna",), needs_claim=True)
+    monkeypatch.setattr(bench.carrier, "finish", AsyncMock(side_effect=put_out))
+
+    async def meanwhile() -> None:
+        await couple.bench.reached(Stage.REQUEST_SENT).wait()
+        assert couple.anna is not None
+        couple.anna.cancel()
+
+    with pytest.raises(type(put_out)) as caught:
+        await couple.sign_in(meanwhile())
+    assert caught.value is put_out
+
+
+@pytest.mark.threat("T12")
+async def test_a_claim_that_wanders_without_end_ends_the_ceremony(
+    couple: Couple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headless_passkey.ceremony.MAX_PHONES", 2)
+
+    async def meanwhile() -> None:
+        await couple.bench.reached(Stage.REQUEST_SENT).wait()
+        couple.bench._reached.pop(Stage.REQUEST_SENT)
+        await couple.says(claimed("bert"))
+        bert = asyncio.create_task(couple._answers_never("bert"))
+        await couple.bench.reached(Stage.REQUEST_SENT).wait()
+        await couple.says(claimed("anna"))
+        await asyncio.wait({bert})
+
+    with pytest.raises(TrustError, match="2 phones were reached") as caught:
+        await couple.sign_in(meanwhile())
+    assert caught.value.reason is TrustReason.RECIPIENT_MISMATCH
+    assert caught.value.advice == "try again"
+
+
+async def test_of_two_ceremonies_that_were_begun_the_last_one_gets_the_response(couple: Couple) -> None:
+    begun: list[BegunHere] = []
+
+    async def begin() -> BegunHere:
+        begun.append(BegunHere())
+        return begun[-1]
+
+    async def meanwhile() -> None:
+        await couple.bench.reached(Stage.REQUEST_SENT).wait()
+        await couple.bert_takes_over()
+
+    signed_in = await couple.sign_in(meanwhile(), options=begin)
+    assert isinstance(signed_in, Settled)
+    assert [len(each.completed) for each in begun] == [0, 1]
 
 
 @pytest.mark.threat("T3")

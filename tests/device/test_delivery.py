@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
+from companion_push.relay import accounts, subjects
 from companion_push.relay.database import open_database
+from companion_push.relay.transaction import Transaction
 from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RESUBMISSIONS, RelayClient, RequestStatus, ShownClaim
 from headless_passkey.delivery import Ask, Progress, Unconfirmed
 from headless_passkey.errors import (
+    HeadlessPasskeyError,
     LocalProtocolError,
     NotApproved,
     NotEnrolled,
@@ -337,6 +340,65 @@ async def test_a_device_that_is_removed_in_the_middle_of_its_request_hears_by_wh
             with refused(TrustReason.NOT_A_MEMBER, saying="this device was removed from account"):
                 async for _ in states:
                     pass
+
+
+async def elsewhere(folder: Path, does: Callable[[Transaction], object]) -> None:
+    """Change the relay's store, as another program does."""
+    async with open_database(folder / "relay.db") as database:
+        await database.transact(does)
+
+
+@pytest.mark.threat("T16")
+@pytest.mark.parametrize("how", ["removed", "closed", "suspended"])
+async def test_a_device_that_may_ask_no_more_hears_why_when_it_tells_the_end(
+    tmp_path: Path, how: str
+) -> None:
+    async with delivering(tmp_path, companions=1) as (delivery, home):
+        (phone,), (frame,) = home.companions, home.devices
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        (item,) = await phone.inbox()
+        await phone.claims(frame, item)
+        match how:
+            case "removed":
+                await home.append(phone.person)
+            case "closed":
+                await elsewhere(tmp_path, lambda db: accounts.close(db, home.account, now=time.time()))
+            case "suspended":
+                await elsewhere(
+                    tmp_path,
+                    lambda db: subjects.suspend(db, account=home.account, subject=None, now=time.time()),
+                )
+        with pytest.raises(HeadlessPasskeyError) as caught:
+            await delivery.finish(DeviceEvent.FAILED, "unreachable")
+        assert (caught.value.reason, caught.value.exit_status) == {
+            "removed": ("not-a-member", 9),
+            "closed": ("account-closed", 9),
+            "suspended": ("account-suspended", 9),
+        }[how]
+
+
+@pytest.mark.threat("T16")
+@pytest.mark.parametrize("opened", [False, True], ids=["claimed", "opened"])
+async def test_a_companion_that_is_removed_with_its_claim_has_refused_for_good(
+    tmp_path: Path, *, opened: bool
+) -> None:
+    async with delivering(tmp_path, companions=2) as (delivery, home):
+        tablet, phone, frame = *home.companions, home.devices[0]
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        (item,), (other,) = await phone.inbox(), await tablet.inbox()
+        await phone.claims(frame, item)
+        if opened:
+            await phone.act(frame, item["id"], "opened")
+        async with contextlib.aclosing(delivery.progress()) as states:
+            assert (await anext(states)).claimed_by == phone.name
+            await home.append(tablet.person, frame.person)
+            lost = await anext(states)
+            assert (lost.state, lost.claimed_by) == ("delivered", None)
+            assert [(each.companion, each.reason, each.may_change) for each in lost.refusals] == [
+                (phone.name, "removed", False)
+            ]
+            await tablet.claims(frame, other)
+            assert (await anext(states)).claimed_by == tablet.name
 
 
 # Witnesses
