@@ -44,7 +44,6 @@ from typing import (
 
 from headless_passkey.delivery import Ask, Delivery, Progress
 from headless_passkey.errors import (
-    CtapError,
     HeadlessPasskeyError,
     LocalProtocolError,
     NotApproved,
@@ -59,7 +58,7 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.hybrid.client_platform import QrTransaction, StateAssistedTransaction
-from headless_passkey.hybrid.ctap2 import GetInfoResponse, Status, status_name
+from headless_passkey.hybrid.ctap2 import GetInfoResponse, Status
 from headless_passkey.hybrid.eid import Eid, parse_suffix
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.linking import LinkedPhone
@@ -71,7 +70,7 @@ from headless_passkey.process.tasks import end, end_quietly, task_group
 from headless_passkey.radio.direct import DirectChannel
 from headless_passkey.radio.l2cap import ConnectingSource
 from headless_passkey.radio.source import Advert, AdvertSource
-from headless_passkey.refusals import Refusal, refused
+from headless_passkey.refusals import Refusal, ctap_error, refused
 from headless_passkey.request import CEREMONY_TIMEOUT, DeviceEvent, RequestState
 from headless_passkey.stages import Stage, StageDetail, StageEvent
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
@@ -1024,7 +1023,7 @@ class _Ceremony:
             await self._check_claim(phone.recipient)
         reply = await self._unless_left(phone, self._ask_phone(phone, options))
         if reply.code != Status.SUCCESS:
-            raise CtapError(reply.code, status_name(reply.code))
+            raise ctap_error(reply.code)
         credential = options.accept(reply.payload, phone.get_info)
         expected = isinstance(options, AuthenticationOptions) and self._expects(options)
         user_checked = self._check_user(options, credential)

@@ -353,9 +353,9 @@ class CtapError(HeadlessPasskeyError):
 
     exit_status = ExitStatus.PHONE_SAID_NO
 
-    def __init__(self, status: int, name: str) -> None:
+    def __init__(self, status: int, name: str, *, advice: str | None = None) -> None:
         """status: the CTAP2 status byte, 1-255. name: as the specification spells it."""
-        super().__init__(f"the phone answered CTAP status 0x{status:02X} ({name})")
+        super().__init__(f"the phone answered CTAP status 0x{status:02X} ({name})", advice=advice)
         self.status: Final = status
         self.name: Final = name
 

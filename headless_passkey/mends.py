@@ -5,7 +5,7 @@ Errors have them as their ``advice``, the doctor shows them, and docs/how-to/doc
     except HeadlessPasskeyError as error:
         print(error, error.advice)
 
-A mend is for a terminal: one line, commands in backquotes, and names in capitals where the caller gives none.
+Of a phone's answer the reason is its CTAP status, as the specification spells it. A mend is for a terminal: one line, commands in backquotes, and names in capitals where the caller gives none.
 """
 
 import re
@@ -156,6 +156,25 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (TrustReason.WRONG_NUMBER, None): (
         "invite again; if it was no slip, give the new invitation to the newcomer in another way, which nobody else can see"
     ),
+    # the phone's answer
+    ("CTAP2_ERR_NO_CREDENTIALS", None): (
+        "try again, and approve on the phone that has the passkey; where there is none yet, `headless-passkey register`"
+    ),
+    (
+        "CTAP2_ERR_CREDENTIAL_EXCLUDED",
+        None,
+    ): "sign in with the passkey that this phone has, or use another phone",
+    ("CTAP2_ERR_OPERATION_DENIED", None): "if that was not meant, try again, and say yes on the phone",
+    ("CTAP2_ERR_KEEPALIVE_CANCEL", None): "if that was not meant, try again, and say yes on the phone",
+    ("CTAP2_ERR_USER_ACTION_TIMEOUT", None): "try again, and answer the phone while it asks",
+    ("CTAP2_ERR_ACTION_TIMEOUT", None): "try again, and answer the phone while it asks",
+    ("CTAP2_ERR_UV_BLOCKED", None): "unlock the phone with its code once, and try again",
+    ("CTAP2_ERR_PIN_NOT_SET", None): "set a screen lock on the phone, or a PIN on the security key",
+    ("CTAP2_ERR_KEY_STORE_FULL", None): "remove a passkey that is not used any more, or use another phone",
+    (
+        "CTAP2_ERR_UNSUPPORTED_ALGORITHM",
+        None,
+    ): "use another phone: this one makes no passkey that the server takes",
     # the state of this device
     (EnrolmentReason.NOT_ENROLLED, None): (
         "`companion-push companion invite` on a companion, then `headless-passkey join --invitation FILE --label NAME` here"

@@ -23,7 +23,7 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.hybrid.ctap2 import Status, status_name
-from headless_passkey.mends import clock_skew
+from headless_passkey.mends import clock_skew, mend
 from headless_passkey.text.names import printable, quoted
 
 INTERRUPTED: Final = "interrupted"  # the companion ended while it held the claim
@@ -95,6 +95,12 @@ def refused(refusals: Sequence[Refusal], *, holder: str | None = None) -> Headle
     return _error(first.reason, "; ".join([str(first), *others]))
 
 
+def ctap_error(status: int) -> CtapError:
+    """Make a `CtapError` with its mend as advice. status: as a phone answers it."""
+    name = status_name(status)
+    return CtapError(status, name, advice=mend(name))
+
+
 def _error(reason: str, message: str) -> HeadlessPasskeyError:
     if reason == TrustReason.CLOCK_SKEW:  # of another reason's mend we do not know whose it is
         return clock_skew(message, "members")
@@ -103,7 +109,7 @@ def _error(reason: str, message: str) -> HeadlessPasskeyError:
     if reason in tuple(TransportReason):
         return TransportError(message, reason=TransportReason(reason))
     if reason in _CTAP:
-        return CtapError(_CTAP[reason], status_name(_CTAP[reason]))
+        return ctap_error(_CTAP[reason])
     match reason:
         case "interrupted" | "removed":
             return NotApproved(Outcome.CANCELLED, message)

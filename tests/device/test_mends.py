@@ -17,6 +17,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.hybrid.ctap2 import Status, status_name
 from headless_passkey.mends import MENDS, mend, transport_error
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "doctor.md"
@@ -32,6 +33,12 @@ def rows(columns: int) -> list[list[str]]:
 def test_every_reason_of_radio_network_and_set_up_has_a_mend() -> None:
     for reason in (*TransportReason, *SetupReason, *EnrolmentReason):
         assert mend(reason), reason
+
+
+def test_what_a_phone_answers_is_spelled_as_the_specification_does() -> None:
+    names = {reason for reason, _ in MENDS if reason.startswith("CTAP")}
+    assert names
+    assert names < {status_name(status) for status in Status}
 
 
 def test_no_two_reasons_are_the_same_word() -> None:

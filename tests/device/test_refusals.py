@@ -16,7 +16,9 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.refusals import Refusal, refused
+from headless_passkey.hybrid.ctap2 import Status
+from headless_passkey.mends import mend
+from headless_passkey.refusals import Refusal, ctap_error, refused
 
 WORDS = [
     ("clock-skew", TrustError, "clock-skew", 8),
@@ -99,6 +101,12 @@ def test_what_others_say_counts_before_a_removal() -> None:
     error = refused([by("tablet", "removed"), by("phone", "no-adapter")])
     assert (error.exit_status, error.reason) == (ExitStatus.TRANSPORT, "no-adapter")
     assert str(error).endswith('; "tablet" was removed from the account meanwhile')
+
+
+def test_of_what_the_phone_said_the_advice_is_the_same_whoever_tells() -> None:
+    told = refused([by("phone", "ctap2-err-no-credentials")])
+    assert told.advice == ctap_error(Status.NO_CREDENTIALS).advice == mend("CTAP2_ERR_NO_CREDENTIALS")
+    assert ctap_error(Status.OTHER).advice is None
 
 
 def test_who_had_claimed_it_counts_before_the_others() -> None:
