@@ -760,8 +760,9 @@ class Inbox:
             if used:
                 await self._relay.report(*request.key, Event.FAILED, why)
 
-        self._tell(NoticeKind.GIVEN_BACK, "the request is left to other companions", request, reason=why)
-        await self._try_to_tell(request, tell(), seconds=CANCEL_TIMEOUT)
+        error = await self._try_to_tell(request, tell(), seconds=CANCEL_TIMEOUT)
+        if not isinstance(error, NotEnrolled):  # whose account is closed leaves it to nobody
+            self._tell(NoticeKind.GIVEN_BACK, "the request is left to other companions", request, reason=why)
 
     async def _prepare(self, request: CheckedRequest) -> Opening:
         """Check the times again after the claim, and record the request, so that its URL is opened at most once (replay)."""
@@ -794,13 +795,15 @@ class Inbox:
 
     async def _try_to_tell(
         self, request: CheckedRequest, what: Coroutine[Any, Any, None], *, seconds: float = _REPORT_TIMEOUT
-    ) -> None:
-        """Report to the relay, and ignore a failure: the device learns the outcome through the tunnel too."""
+    ) -> HeadlessPasskeyError | TimeoutError | None:
+        """Report to the relay; returns a failure, which is no error: the device learns the outcome through the tunnel too."""
         try:
             async with asyncio.timeout(seconds):
                 await what
         except (HeadlessPasskeyError, TimeoutError) as error:
             logger.info("request %s: its state was not reported (%s)", request.short_id, type(error).__name__)
+            return error
+        return None
 
     def _tell(
         self,

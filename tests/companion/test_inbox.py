@@ -21,7 +21,7 @@ from companion_push.companion.inbox import NoticeKind
 from companion_push.companion.keys import CompanionState
 from companion_push.companion.openers import Opening
 from companion_push.companion.relay_client import CompanionRelay
-from companion_push.relay.app import close_account
+from companion_push.relay.app import close_account, suspend_account
 from companion_push.relay.database import open_database
 from headless_passkey.errors import (
     CtapError,
@@ -47,6 +47,7 @@ from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Word
 from tests.companion.family import Companion, Frame, Hands, awake, awake_again, enrolled
 from tests.relay.household import Household, Relay, claimer
+from tests.relay.states import recipients_of_envelopes
 from tests.trust.people import REQUEST_ID, device, forge, grow, reseal
 
 # What arrives
@@ -499,6 +500,26 @@ async def test_the_only_companion_that_is_ended_while_the_phone_is_asked_ends_th
     await cancelled(approving)
     status = await frame.caller.status(name)
     assert (status["state"], status["reason"]) == ("failed", "interrupted")
+
+
+@pytest.mark.threat("T16")
+@pytest.mark.parametrize("end", [close_account, suspend_account], ids=["closed", "suspended"])
+async def test_a_companion_whose_account_is_no_more_leaves_a_request_to_nobody(
+    anna: Companion, bert: Companion, frame: Frame, relay: Relay, end: Callable[..., Awaitable[Any]]
+) -> None:
+    await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    hands = Waiting()
+    approving = asyncio.create_task(anna.inbox.approve(anna.inbox.pending[0], hands))
+    await hands.waits.wait()
+    await end(relay.app, "alice")
+    with pytest.raises(NotEnrolled) as caught:
+        await anna.inbox.listen()
+    assert caught.value.exit_status == 9
+    assert caught.value.advice
+    await cancelled(approving)
+    assert anna.kinds[-1] is NoticeKind.OPENED  # and neither given back nor failed
+    assert recipients_of_envelopes(relay.store) == []
 
 
 async def test_a_companion_that_is_ended_while_it_claims_gives_the_claim_back(
