@@ -223,6 +223,8 @@ def fields_of(thing):
         return [(field.name, field.type) for field in dataclasses.fields(thing) if field.repr]
     if issubclass(thing, msgspec.Struct) and thing.__repr__ is msgspec.Struct.__repr__:
         return [(field.name, field.type) for field in msgspec.structs.fields(thing)]
+    if hasattr(thing, "_fields") and thing.__repr__.__module__ == "collections":  # a NamedTuple's own
+        return list(thing.__annotations__.items())
     return []
 
 shown = []

@@ -8,8 +8,7 @@ internationalised host its A-labels (as browsers do, UTS #46), the scheme's defa
 
 import ipaddress
 import re
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from headless_passkey.errors import UsageError
@@ -21,8 +20,8 @@ _DEFAULT_PORTS: Final = {"https": 443, "http": 80, "wss": 443, "ws": 80}
 _PATH: Final = re.compile(r"(/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)*", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseUrl:
+# no dataclass, nor are `Proxy` and `RelatedOrigins`: a start waits for them, and a NamedTuple is made sooner (docs/adr/0043)
+class BaseUrl(NamedTuple):
     """A server's base URL, with the path that it is mounted at."""
 
     scheme: str

@@ -8,9 +8,8 @@ credentials of a .netrc file. Connections to loopback never use a proxy.
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.request import (  # type: ignore[attr-defined]  # typeshed lacks the second
     getproxies_environment,
     proxy_bypass_environment,
@@ -46,12 +45,15 @@ class ProxyFailed(TransportError):  # noqa: N818  a state of affairs
         return self.proxy is not None and (self.status is None or self.status >= 500)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proxy:
+class Proxy(NamedTuple):
     """A proxy, from the environment."""
 
     url: URL  # without credentials
-    authorization: str | None = field(repr=False)  # of the header Proxy-Authorization
+    authorization: str | None  # of the header Proxy-Authorization
+
+    def __repr__(self) -> str:
+        """Leave out the authorization."""
+        return f"Proxy(url={self.url!r})"
 
     @property
     def place(self) -> tuple[str | None, int | None]:

@@ -7,8 +7,7 @@ from the host.
 """
 
 import functools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError, SetupReason, UsageError
@@ -58,8 +57,7 @@ def is_within(host: str, rp_id: str) -> bool:
     return suffixes.publicsuffix(rp_id) != rp_id and not ("." + public).endswith("." + rp_id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RelatedOrigins:
+class RelatedOrigins(NamedTuple):
     """An RP ID's related origins: other origins that its host allows to use it (§5.11)."""
 
     rp_id: str
