@@ -79,6 +79,9 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     ),
     (TransportReason.UNREACHABLE, "Bluetooth"): "bring the phone near, and try again",
     (TransportReason.UNREACHABLE, "hung up"): "try again, and look at the phone: it may say why it ended",
+    (TransportReason.UNREACHABLE, "tunnel"): (
+        "try again; where it happens each time, the log of the tunnel service says why its tunnels end"
+    ),
     (TransportReason.UNTRUSTED_CERTIFICATE, None): (
         "where the server has an authority of its own, name that with `--ca FILE`, which takes the place of the"
         " system's; elsewhere somebody may be in between"

@@ -65,7 +65,7 @@ from headless_passkey.hybrid.messages import Ctap, Json, Shutdown
 from headless_passkey.hybrid.tunnel_url import ROUTING_ID_SIZE, connect_url, new_url
 from headless_passkey.mends import clock_skew
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.net.tunnel import Tunnel, open_tunnel
+from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
 from headless_passkey.process.tasks import end_quietly
 from headless_passkey.process.terminal import Terminal
 from headless_passkey.radio.direct import DirectChannel
@@ -511,7 +511,8 @@ class _Conversation:
             if message is None:
                 message = await self._carrier.receive(self._channel.opens)
         except TransportError as error:
-            if error.reason is TransportReason.WENT_SILENT:
+            is_of_the_tunnel = isinstance(error, TunnelClosed) and not error.clean
+            if is_of_the_tunnel or error.reason is not TransportReason.UNREACHABLE:
                 raise
             raise TransportError("the device hung up before it was answered") from error
         match self._channel.receive(message):

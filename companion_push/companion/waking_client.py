@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import aiohttp
-from aiohttp import WSMsgType
+from aiohttp import WSCloseCode, WSMsgType
 
 from companion_push.waking import (
     MAX_WAKING_SIZE,
@@ -33,10 +33,26 @@ from headless_passkey.errors import (
     TransportError,
     TransportReason,
 )
+from headless_passkey.hybrid.tunnel_url import CloseReason
 from headless_passkey.net.tunnel import open_websocket
 
 ANSWER_TIMEOUT: Final = 10.0  # seconds for the answer to a registration
 MAX_WOKEN: Final = 64  # calls that come before such an answer; our own service has half as many in its queue
+
+
+# by close code, and the reason of 1001
+_CLOSED: Final[dict[tuple[int | None, str | None], str]] = {
+    (WSCloseCode.GOING_AWAY, CloseReason.DRAINING): "it is being shut down",
+    (WSCloseCode.GOING_AWAY, CloseReason.STOOD_STILL): "this phone took nothing for too long",
+    (WSCloseCode.UNSUPPORTED_DATA, ""): "it does not take what this phone sends (close code 1003)",
+    (WSCloseCode.POLICY_VIOLATION, ""): "it does not take what this phone sends (close code 1008)",
+    (WSCloseCode.MESSAGE_TOO_BIG, ""): "it does not take what this phone sends (close code 1009)",
+    (WSCloseCode.INTERNAL_ERROR, ""): "something failed there (close code 1011)",
+    (
+        WSCloseCode.TRY_AGAIN_LATER,
+        "",
+    ): "it takes no more contact IDs of this address for now (close code 1013)",
+}
 
 
 class WakingClient:
@@ -81,17 +97,26 @@ class WakingClient:
         try:
             message = await self._websocket.receive()
         except (aiohttp.ClientError, OSError) as error:
-            raise self._gone() from error
+            raise self._lost() from error
         match message.type:
             case WSMsgType.TEXT:
                 return parse_from_service(message.data)
             case WSMsgType.BINARY:
                 raise self._out_of_turn()
-        raise self._gone()
+            case WSMsgType.CLOSE:
+                raise self._closed(message.data, message.extra)
+        raise self._lost()
 
-    def _gone(self) -> TransportError:
-        code = self._websocket.close_code
-        what = f"the tunnel service {self._host} closed the connection over which it wakes this phone (code {code})"
+    def _closed(self, code: int | None, why: str | None) -> TransportError:
+        """Say why the service closed the connection. code, why: of the close frame (RFC 6455 §7.4); of `why` only words of ours count."""
+        told = _CLOSED.get((code, why if code == WSCloseCode.GOING_AWAY else ""))
+        if told is None and code != WSCloseCode.OK:
+            told = f"close code {code:d}" if code else "it does not say why"
+        what = f"the tunnel service {self._host} closed the connection over which it wakes this phone"
+        return TransportError(what if told is None else f"{what}: {told}", reason=TransportReason.UNREACHABLE)
+
+    def _lost(self) -> TransportError:
+        what = f"the connection over which the tunnel service {self._host} wakes this phone broke off"
         return TransportError(what, reason=TransportReason.UNREACHABLE)
 
     def _out_of_turn(self) -> RemoteProtocolError:

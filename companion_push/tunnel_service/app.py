@@ -35,7 +35,7 @@ from companion_push.serving.tracing import Span, Tracing, tracing
 from companion_push.serving.webhook import Webhook
 from companion_push.tunnel_service.contacts import KnownContacts
 from companion_push.tunnel_service.hook import WakeHook
-from companion_push.tunnel_service.open_tunnel import Ending, OpenTunnel, evicted, log_end, vanished
+from companion_push.tunnel_service.open_tunnel import OpenTunnel, away, evicted, log_end, vanished
 from companion_push.tunnel_service.phones import Phones
 from companion_push.tunnel_service.rendezvous import End, Limits, Rendezvous, Tunnel, TunnelRefusal
 from companion_push.tunnel_service.websocket import Websocket, accept_key
@@ -47,6 +47,7 @@ from headless_passkey.hybrid.tunnel_url import (
     SIGNAL_CONNECTION_HEADER,
     SUBPROTOCOL,
     TUNNEL_ID_SIZE,
+    CloseReason,
     ConnectTunnel,
     ContactTunnel,
     NewTunnel,
@@ -345,7 +346,7 @@ class TunnelEndpoints:
         """Have the hook wake the second end; the tunnel ends when nobody takes the call."""
         assert self.phones is not None  # noqa: S101  for mypy
         if not await self.phones.call(contact_id, opened.tunnel, client_payload):
-            opened.end(Ending(why="its phone could not be woken"))
+            opened.end(away("its phone could not be woken", CloseReason.NOT_WOKEN))
 
     def _end_evicted(self) -> None:
         while self.rendezvous.evicted:
@@ -358,7 +359,7 @@ class TunnelEndpoints:
             self.phones.close()
         calls = [calling for _, calling in self._calls.values()]
         for opened in list(self._open.values()):
-            opened.end(Ending(why="the service stops"))
+            opened.end(away("the service stops", CloseReason.DRAINING))
         if self._open:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSING_SECONDS):

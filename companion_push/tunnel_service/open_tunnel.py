@@ -14,7 +14,7 @@ from aiohttp import WSCloseCode
 
 from companion_push.tunnel_service.rendezvous import Breach, End, Tunnel
 from companion_push.tunnel_service.websocket import Opcode, Websocket
-from headless_passkey.hybrid.tunnel_url import CONNECT_SIGNAL, SILENT
+from headless_passkey.hybrid.tunnel_url import CONNECT_SIGNAL, SILENT, CloseReason
 
 # seconds an end may leave a message unread, and never more than `Limits.silence`: during back-pressure the service reads
 # nothing from the sender, its pongs included
@@ -28,7 +28,18 @@ class Ending:
     """Why a tunnel ended, and what each end is told."""
 
     why: str
-    codes: tuple[int, int] = (WSCloseCode.GOING_AWAY, WSCloseCode.GOING_AWAY)  # first end, second end
+    first: tuple[int, str]  # a close code, and a reason: a `CloseReason` with 1001, else none
+    second: tuple[int, str]
+
+    @classmethod
+    def of_both(cls, why: str, code: int, reason: str = "") -> "Ending":
+        return cls(why=why, first=(code, reason), second=(code, reason))
+
+    @classmethod
+    def of_one(cls, end: End, why: str, told: tuple[int, str], other: tuple[int, str]) -> "Ending":
+        """told: what the end is told to which it is due; other: what the other one is told."""
+        first, second = (told, other) if end is End.FIRST else (other, told)
+        return cls(why=why, first=first, second=second)
 
 
 class OpenTunnel:
@@ -80,7 +91,7 @@ class OpenTunnel:
         """Take the connection of an end."""
         self._websockets[end] = websocket
         if self.ending is not None:  # it came just too late
-            websocket.close(self.ending.codes[end])
+            websocket.close(*(self.ending.first, self.ending.second)[end])
             return
         self._settle()
         first, second = self._websockets
@@ -103,9 +114,9 @@ class OpenTunnel:
                 timer.cancel()
         self._deadline = self._look = None
         self._early = []
-        for websocket, code in zip(self._websockets, ending.codes, strict=True):
+        for websocket, told in zip(self._websockets, (ending.first, ending.second), strict=True):
             if websocket is not None:
-                websocket.close(code)
+                websocket.close(*told)
         self.over_when_lost()
 
     def abort(self) -> None:
@@ -202,7 +213,7 @@ class OpenTunnel:
         loop = asyncio.get_running_loop()
         if loop.time() >= self.tunnel.deadline:
             self._deadline = None
-            self.end(Ending(why="its time was up"))
+            self.end(away("its time was up", CloseReason.TIME_UP))
         else:  # joining has moved it
             self._deadline = loop.call_at(self.tunnel.deadline, self._too_late)
 
@@ -240,28 +251,28 @@ def log_end(tunnel: Tunnel, why: str, *, seconds: float) -> None:
 _GOODBYE: Final = (WSCloseCode.OK, WSCloseCode.GOING_AWAY)  # browsers close with the second
 
 
+def away(why: str, reason: CloseReason) -> Ending:
+    """End a tunnel for a reason that is the service's, and no end's."""
+    return Ending.of_both(why, WSCloseCode.GOING_AWAY, reason)
+
+
 def evicted() -> Ending:
-    return Ending(
-        why="others needed its place", codes=(WSCloseCode.TRY_AGAIN_LATER, WSCloseCode.TRY_AGAIN_LATER)
-    )
+    return Ending.of_both("others needed its place", WSCloseCode.TRY_AGAIN_LATER)
 
 
 def vanished() -> Ending:
-    return Ending(why="an end vanished")
+    return away("an end vanished", CloseReason.OTHER_VANISHED)
 
 
 def _left() -> Ending:
-    return Ending(why="an end left", codes=(WSCloseCode.OK, WSCloseCode.OK))
+    return Ending.of_both("an end left", WSCloseCode.OK)
 
 
 def _silent(end: End, why: str) -> Ending:
     """Close the silent end with 1001 (going away), and tell the other one with `SILENT`."""
-    away = WSCloseCode.GOING_AWAY
-    return Ending(why=why, codes=(away, SILENT) if end is End.FIRST else (SILENT, away))
+    return Ending.of_one(end, why, (WSCloseCode.GOING_AWAY, CloseReason.STOOD_STILL), (SILENT, ""))
 
 
 def _broke(end: End, code: int, rule: str) -> Ending:
-    away = WSCloseCode.GOING_AWAY
-    return Ending(
-        why=f"an end broke a rule ({rule})", codes=(code, away) if end is End.FIRST else (away, code)
-    )
+    other = WSCloseCode.GOING_AWAY, CloseReason.OTHER_BROKE_A_RULE
+    return Ending.of_one(end, f"an end broke a rule ({rule})", (code, ""), other)

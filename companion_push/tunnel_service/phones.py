@@ -34,6 +34,7 @@ from companion_push.waking import (
     parse_from_phone,
 )
 from headless_passkey.errors import RemoteProtocolError, SetupError
+from headless_passkey.hybrid.tunnel_url import CloseReason
 from headless_passkey.process.tasks import end_quietly
 
 CLOSE_TIMEOUT: Final = 1.0  # seconds a phone has to answer our close frame
@@ -51,7 +52,9 @@ class Phone:
     neighbourhood: str
     contact_ids: set[bytes] = field(default_factory=set, repr=False)
     unsent: asyncio.Queue[FromService] = field(default_factory=lambda: asyncio.Queue(UNSENT), repr=False)
-    ending: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    ending: "asyncio.Future[tuple[int, str]]" = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
     woken: dict[bytes, list[Tunnel]] = field(default_factory=dict, repr=False)  # by contact ID
 
     def say(self, message: FromService) -> None:
@@ -61,10 +64,10 @@ class Phone:
         except asyncio.QueueFull:
             self.end(WSCloseCode.POLICY_VIOLATION)
 
-    def end(self, code: int) -> None:
-        """Close the connection soon with this code, unless it closes already."""
+    def end(self, code: int, reason: str = "") -> None:
+        """Close the connection soon with this code and a `CloseReason`, unless it closes already."""
         if not self.ending.done():
-            self.ending.set_result(code)
+            self.ending.set_result((code, reason))
 
     def waiting(self, contact_id: bytes) -> int:
         """How many contact requests wait for the phone, which has not joined their tunnels yet."""
@@ -149,7 +152,7 @@ class Phones:
     def close(self) -> None:
         """Close all connections; the handlers return soon after."""
         for phone in self._phones:
-            phone.end(WSCloseCode.GOING_AWAY)
+            phone.end(WSCloseCode.GOING_AWAY, CloseReason.DRAINING)
 
     async def serve(self, request: web.Request) -> web.StreamResponse | TunnelRefusal:
         """Serve one phone until it leaves."""
@@ -189,12 +192,12 @@ class Phones:
         listening = asyncio.create_task(self._listen(phone, websocket, request.remote or ""))
         speaking = asyncio.create_task(_speak(phone, websocket))
         try:
-            code = await asyncio.shield(phone.ending)
+            code, reason = await asyncio.shield(phone.ending)
         finally:
             await end_quietly(listening, speaking)
         try:
             async with asyncio.timeout(2 * CLOSE_TIMEOUT):  # aiohttp's own limit is for the answer alone
-                await websocket.close(code=code)
+                await websocket.close(code=code, message=reason.encode())
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()
@@ -232,7 +235,7 @@ class Phones:
         except RemoteProtocolError:
             code = WSCloseCode.POLICY_VIOLATION
         except (ConnectionError, TimeoutError):
-            code = WSCloseCode.GOING_AWAY
+            phone.end(WSCloseCode.GOING_AWAY, CloseReason.STOOD_STILL)
         except SetupError as error:
             logger.error("%s", error)  # noqa: TRY400  as above
         finally:
@@ -272,4 +275,4 @@ async def _speak(phone: Phone, websocket: web.WebSocketResponse) -> None:
             async with asyncio.timeout(SEND_TIMEOUT):
                 await websocket.send_str(encode_waking(message))
     except (ConnectionError, TimeoutError):
-        phone.end(WSCloseCode.GOING_AWAY)
+        phone.end(WSCloseCode.GOING_AWAY, CloseReason.STOOD_STILL)

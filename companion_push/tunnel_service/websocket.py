@@ -208,12 +208,12 @@ class Websocket(asyncio.Protocol):
             head = bytes((0x80 | opcode, 127)) + size.to_bytes(8, "big")
         transport.write(head + payload)
 
-    def close(self, code: int) -> None:
-        """Close with a code of §7.4: send the close frame, and wait for the peer's, no longer than `CLOSE_TIMEOUT`."""
+    def close(self, code: int, reason: str = "") -> None:
+        """Close with a code of §7.4, and a reason of at most 123 bytes: send the close frame, and wait for the peer's, no longer than `CLOSE_TIMEOUT`."""
         if self._closing or self._transport is None:
             return
         self._closing, self._stopped = True, False
-        self.send(Opcode.CLOSE, code.to_bytes(2, "big"))
+        self.send(Opcode.CLOSE, code.to_bytes(2, "big") + reason.encode())
         if self._said_goodbye:
             self._hang_up()
             return

@@ -7,6 +7,7 @@ The tunnel service may import this module and no other of the core: it holds not
 
 import hashlib
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
@@ -29,6 +30,17 @@ FIRST_HASHED: Final = 256
 
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _TOP_LEVEL: Final = ("com", "org", "net", "info")
+
+
+class CloseReason(StrEnum):
+    """Why this project's tunnel service closes a websocket with 1001 (going away): the reason in the close frame (RFC 6455 §7.1.6)."""
+
+    DRAINING = "draining"
+    TIME_UP = "time-up"
+    STOOD_STILL = "stood-still"  # the end that is told took nothing, or answered no ping
+    OTHER_VANISHED = "other-vanished"  # without a close frame
+    OTHER_BROKE_A_RULE = "other-broke-a-rule"
+    NOT_WOKEN = "not-woken"  # the phone that the hook was to wake
 
 
 def tunnel_domain(number: int) -> str:

@@ -33,6 +33,7 @@ from headless_passkey.hybrid.tunnel_url import (
     SIGNAL_CONNECTION_HEADER,
     SILENT,
     SUBPROTOCOL,
+    CloseReason,
     check_connect_signal,
     connection_is_signalled,
     parse_routing_id,
@@ -69,7 +70,7 @@ class TunnelClosed(TransportError):  # noqa: N818  often the normal end
         reason: TransportReason | None = None,
         advice: str | None = None,
     ) -> None:
-        """clean: the other end closed with 1000, or 1001 as browsers do, and no error happened."""
+        """clean: the other end, or this one, closed with 1000, and no error happened."""
         super().__init__(message, reason=reason, advice=advice)
         self.clean = clean
 
@@ -119,11 +120,12 @@ class Tunnel:
         return self._routing_id
 
     async def send(self, message: bytes) -> None:
-        """Send one message; `TransportError` when the tunnel has ended."""
+        """Send one message; `TransportError` when the tunnel has ended, which says why where that is known."""
         try:
             await self._websocket.send_bytes(message)
         except (aiohttp.ClientError, OSError) as error:
-            raise self._gone("has gone") from error
+            why = self._over.result() if self._over.done() else None
+            raise (why if isinstance(why, TunnelClosed) else self._gone("has gone")) from error
 
     async def receive(self, _opens: Opens | None = None) -> bytes:
         """The next message, up to 1 MiB, for which nobody is asked as in a direct channel.
@@ -199,8 +201,9 @@ class Tunnel:
                     return self._end(self._broken(message.data), message.data)
                 case _:
                     # not websocket.close_code alone: aiohttp replaces it when our own goodbye finds nobody
-                    code = message.data if message.type is WSMsgType.CLOSE else self._websocket.close_code
-                    return self._end(self._closed(code))
+                    is_told = message.type is WSMsgType.CLOSE
+                    code = message.data if is_told else self._websocket.close_code
+                    return self._end(self._closed(code, message.extra if is_told else None))
 
     def listened(self, listening: "asyncio.Task[None]") -> None:
         """Tell whoever receives how `listen` has ended, where it did not say so: cancelled by `open_tunnel`, or by a bug."""
@@ -215,14 +218,39 @@ class Tunnel:
         if not self._over.done():
             self._over.set_result(error)
 
-    def _closed(self, code: int | None) -> TunnelClosed:
-        if code in (WSCloseCode.OK, WSCloseCode.GOING_AWAY):
-            reason = TransportReason.UNREACHABLE
-            advice = mend(reason, "hung up")
-            return TunnelClosed("the other end closed the tunnel", clean=True, reason=reason, advice=advice)
-        if code == SILENT:
-            return _went_silent(f"the tunnel service {self._host} hears nothing more of the other end")
-        return self._gone(f"broke off (close code {code})")
+    def _closed(self, code: int | None, why: str | None) -> TunnelClosed:
+        """Say who closed the tunnel, and why. code, why: of the close frame (RFC 6455 §7.4); of `why` only words of ours count."""
+        service = f"the tunnel service {self._host}"
+        match code:
+            case WSCloseCode.OK:
+                advice = mend(TransportReason.UNREACHABLE, "hung up")
+                return TunnelClosed(
+                    "the other end closed the tunnel",
+                    clean=True,
+                    reason=TransportReason.UNREACHABLE,
+                    advice=advice,
+                )
+            case WSCloseCode.GOING_AWAY if why in _AWAY:
+                what = _AWAY[CloseReason(why)].format(service=service)
+            case WSCloseCode.GOING_AWAY | 0:  # browsers close with the first, and services that stop
+                told = f"close code {code:d}" if code else "without a close code"
+                what = f"the other end, or {service}, closed the tunnel ({told})"
+            case WSCloseCode.TRY_AGAIN_LATER | WSCloseCode.SERVICE_RESTART | WSCloseCode.INTERNAL_ERROR:
+                what = f"{service} closed the tunnel: {_SERVICES[WSCloseCode(code)]} (close code {code:d})"
+                reason = TransportReason.SERVER_FAILED
+                return TunnelClosed(what, clean=False, reason=reason, advice=mend(reason))
+            case int() if code in _BREACHES:
+                what = (
+                    f"{service} closed the tunnel: it does not take what this end sends (close code {code:d})"
+                )
+            case _ if code == SILENT:
+                return _went_silent(f"{service} hears nothing more of the other end")
+            case None | WSCloseCode.ABNORMAL_CLOSURE:
+                return self._gone("broke off")
+            case _:
+                return self._gone(f"broke off (close code {code:d})")
+        reason = TransportReason.UNREACHABLE
+        return TunnelClosed(what, clean=False, reason=reason, advice=mend(reason, "tunnel"))
 
     def _gone(self, how: str) -> TunnelClosed:
         if isinstance(self._websocket.exception(), aiohttp.ServerTimeoutError):  # of a ping
@@ -243,6 +271,31 @@ class Tunnel:
                 reason=ProtocolReason.WEBSOCKET_VIOLATION,
             )
         return self._gone("broke off")
+
+
+_AWAY: Final = {
+    CloseReason.DRAINING: "{service} is being shut down, and closed the tunnel",
+    CloseReason.TIME_UP: "{service} closed the tunnel: its time was up",
+    CloseReason.STOOD_STILL: "{service} closed the tunnel: this end took nothing, or did not answer, for too long",
+    CloseReason.OTHER_VANISHED: "{service} has lost the other end",
+    CloseReason.OTHER_BROKE_A_RULE: "{service} closed the tunnel: the other end sent what it does not take",
+    CloseReason.NOT_WOKEN: "{service} could not have the phone woken",
+}
+_SERVICES: Final = {
+    WSCloseCode.INTERNAL_ERROR: "something failed there",
+    WSCloseCode.SERVICE_RESTART: "it is being restarted",
+    WSCloseCode.TRY_AGAIN_LATER: "others needed its place",
+}
+_BREACHES: Final = frozenset(
+    {
+        WSCloseCode.PROTOCOL_ERROR,
+        WSCloseCode.UNSUPPORTED_DATA,
+        WSCloseCode.INVALID_TEXT,
+        WSCloseCode.POLICY_VIOLATION,
+        WSCloseCode.MESSAGE_TOO_BIG,
+        WSCloseCode.MANDATORY_EXTENSION,
+    }
+)
 
 
 def _went_silent(what: str) -> TunnelClosed:

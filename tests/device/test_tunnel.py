@@ -8,12 +8,14 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 import pytest
 from aiohttp import ClientWebSocketResponse, WSMsgType, web
 from certificates import Certificate, make_certificate
 
 from headless_passkey.errors import (
+    ExitStatus,
     LocalProtocolError,
     RemoteProtocolError,
     SetupError,
@@ -230,11 +232,10 @@ async def test_a_server_that_does_not_echo_the_subprotocol_is_refused(
                 pass
 
 
-@pytest.mark.parametrize("code", [1000, 1001])
-async def test_a_goodbye_is_a_clean_end(loopback_certificate: Certificate, code: int) -> None:
+async def test_a_goodbye_is_a_clean_end(loopback_certificate: Certificate) -> None:
     async def leave(websocket: web.WebSocketResponse) -> None:
         await websocket.send_bytes(b"last words")
-        await websocket.close(code=code)
+        await websocket.close(code=1000)
 
     async with (
         service(tunnel_service(leave), loopback_certificate) as url,
@@ -248,20 +249,68 @@ async def test_a_goodbye_is_a_clean_end(loopback_certificate: Certificate, code:
         assert closed.value.advice == mend(TransportReason.UNREACHABLE, "hung up")
         with pytest.raises(TransportError) as late:
             await tunnel.send(b"too late")
-        assert late.value.advice == mend(TransportReason.UNREACHABLE)
+        assert late.value is closed.value
 
 
-async def test_another_close_code_is_not_a_clean_end(loopback_certificate: Certificate) -> None:
+S: Final = "the tunnel service localhost"
+NOT_TAKEN: Final = f"{S} closed the tunnel: it does not take what this end sends (close code %d)"
+
+
+# what may be in a close frame (RFC 6455 section 7.4), and what an end says of it
+@pytest.mark.parametrize(
+    ("code", "why", "said", "reason"),
+    [
+        (1000, "", "the other end closed the tunnel", "unreachable"),
+        (1001, "", f"the other end, or {S}, closed the tunnel (close code 1001)", "unreachable"),
+        (1001, "\x1b[1mhello", f"the other end, or {S}, closed the tunnel (close code 1001)", "unreachable"),
+        (1001, "draining", f"{S} is being shut down, and closed the tunnel", "unreachable"),
+        (1001, "time-up", f"{S} closed the tunnel: its time was up", "unreachable"),
+        (
+            1001,
+            "stood-still",
+            f"{S} closed the tunnel: this end took nothing, or did not answer, for too long",
+            "unreachable",
+        ),
+        (1001, "other-vanished", f"{S} has lost the other end", "unreachable"),
+        (
+            1001,
+            "other-broke-a-rule",
+            f"{S} closed the tunnel: the other end sent what it does not take",
+            "unreachable",
+        ),
+        (1001, "not-woken", f"{S} could not have the phone woken", "unreachable"),
+        (1002, "", NOT_TAKEN % 1002, "unreachable"),
+        (1003, "", NOT_TAKEN % 1003, "unreachable"),
+        (1007, "", NOT_TAKEN % 1007, "unreachable"),
+        (1008, "draining", NOT_TAKEN % 1008, "unreachable"),  # words go with 1001 only
+        (1009, "", NOT_TAKEN % 1009, "unreachable"),
+        (1010, "", NOT_TAKEN % 1010, "unreachable"),
+        (1011, "", f"{S} closed the tunnel: something failed there (close code 1011)", "server-failed"),
+        (1012, "", f"{S} closed the tunnel: it is being restarted (close code 1012)", "server-failed"),
+        (1013, "", f"{S} closed the tunnel: others needed its place (close code 1013)", "server-failed"),
+        (3000, "", "the tunnel through localhost broke off (close code 3000)", "unreachable"),
+        (4001, "", f"{S} hears nothing more of the other end", "went-silent"),
+        (4002, "", "the tunnel through localhost broke off (close code 4002)", "unreachable"),
+        (0, "", f"the other end, or {S}, closed the tunnel (without a close code)", "unreachable"),
+    ],
+)
+async def test_each_close_code_says_who_ended_the_tunnel_and_why(
+    loopback_certificate: Certificate, code: int, why: str, said: str, reason: str
+) -> None:
     async def throw_out(websocket: web.WebSocketResponse) -> None:
-        await websocket.close(code=1008)
+        payload = code.to_bytes(2, "big") + why.encode() if code else b""
+        await websocket._writer.send_frame(payload, WSMsgType.CLOSE)  # type: ignore[union-attr]
 
     async with (
         service(tunnel_service(throw_out), loopback_certificate) as url,
         open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
     ):
-        with pytest.raises(TunnelClosed, match="1008") as closed:
+        with pytest.raises(TunnelClosed) as closed:
             await tunnel.receive()
-        assert not closed.value.clean
+    assert (str(closed.value), closed.value.reason) == (said, reason)
+    assert closed.value.clean is (code == 1000)
+    assert closed.value.advice
+    assert closed.value.exit_status == ExitStatus.TRANSPORT
 
 
 async def test_a_connection_that_just_ends_is_not_a_clean_end(loopback_certificate: Certificate) -> None:

@@ -34,6 +34,11 @@ class Service:
     def through_the_hole(self) -> str:
         return f"wss://localhost:{self.hole.port}"
 
+    async def shut_down(self) -> None:
+        """Stop it, and its tunnels with it."""
+        self.process.signal(signal.SIGTERM)
+        assert await self.process.status() == 0
+
     def device(self, *more: object) -> list[object]:
         options = {"challenge": base64url(secrets.token_bytes(32)), "rpId": "example.com"}
         return [
@@ -52,8 +57,9 @@ class Service:
 
 @pytest.fixture
 async def service(loopback_certificate: Certificate, tmp_path: Path) -> AsyncIterator[Service]:
-    words = ("--cert", loopback_certificate.cert, "--key", loopback_certificate.key, "--silence", SILENCE)
-    async with running("companion-push", "tunnel-service", "--listen", "localhost:0", *words) as process:
+    words = ("--listen", "localhost:0", "--silence", SILENCE, "--drain", 0)
+    tls = ("--cert", loopback_certificate.cert, "--key", loopback_certificate.key)
+    async with running("companion-push", "tunnel-service", *words, *tls) as process:
         base = await process.line()
         async with Between.to(int(base.rpartition(":")[2])) as hole:
             yield Service(
@@ -114,3 +120,43 @@ async def test_a_phone_hears_of_a_service_that_was_stopped(service: Service) -> 
         service.process.signal(signal.SIGCONT)
     assert phone.error()["reason"] == "went-silent", phone.error()
     assert "does not answer any more" in phone.error()["message"]
+
+
+# A service that is shut down
+
+
+async def test_a_device_hears_that_the_service_was_shut_down_and_not_that_the_phone_hung_up(
+    service: Service,
+) -> None:
+    async with running(*service.device()) as device:
+        phone = HostilePhone(
+            FidoUrl.parse(await device.line()), service.base, service.certificate.client_context()
+        )
+        async with phone.advertising() as (advert, call):
+            await device.give(advert)
+            await call.connect()
+            await call.request()
+            await service.shut_down()
+            assert await device.status() == 4
+    error = device.error()
+    assert (error["error"], error["reason"]) == ("TunnelClosed", "unreachable")
+    assert error["message"].startswith("the tunnel service localhost is being shut down, and closed")
+
+
+async def test_a_phone_hears_that_the_service_was_shut_down_or_that_the_device_hung_up(
+    service: Service,
+) -> None:
+    trust = service.certificate.client_context()
+    for leaves, said in (
+        (True, "the device hung up before it was answered"),
+        (False, "the tunnel service localhost is being shut down, and closed the tunnel"),
+    ):
+        device = HostileDevice(service.base, trust, RequestKind.GET_ASSERTION)
+        async with running(*service.phone("--json")) as phone:
+            await phone.give(device.url)
+            async with device.connected(await phone.line()):
+                if not leaves:
+                    await service.shut_down()
+                    assert await phone.status() == 4
+            assert await phone.status() == 4
+        assert phone.error()["message"].startswith(said), phone.error()

@@ -419,7 +419,7 @@ async def test_when_the_service_stops_both_ends_are_told(start: Start) -> None:
         async with start() as service:
             ends = await stack.enter_async_context(service.both())
         for end in ends:
-            assert (await ended(end)).clean
+            assert str(await ended(end)).endswith("is being shut down, and closed the tunnel")
 
 
 @pytest.mark.threat("T11")

@@ -47,9 +47,10 @@ class Silent:
         said = b""
         with contextlib.suppress(ConnectionError):
             while more := await self.reader.read(1 << 16):
-                said = (said + more)[-4:]
-        assert said[:2] == b"\x88\x02", said
-        return int.from_bytes(said[2:], "big")
+                said = (said + more)[-127:]
+        _, _, frame = said.rpartition(b"\x88")
+        assert frame[:1] == bytes([len(frame) - 1]), said
+        return int.from_bytes(frame[1:3], "big")
 
 
 class Service:

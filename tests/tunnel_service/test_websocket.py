@@ -81,7 +81,7 @@ class Raw:
         with contextlib.suppress(ConnectionError):
             self.writer.write(frame(8, payload))
         assert await self.frame() == (-1, b"")
-        return int.from_bytes(payload, "big")
+        return int.from_bytes(payload[:2], "big")
 
 
 @contextlib.asynccontextmanager
