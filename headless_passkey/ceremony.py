@@ -44,10 +44,10 @@ from typing import (
 
 from headless_passkey.delivery import Ask, Delivery, Progress
 from headless_passkey.errors import (
+    ExitStatus,
     HeadlessPasskeyError,
     LocalProtocolError,
     NotApproved,
-    NotEnrolled,
     Outcome,
     RemoteProtocolError,
     SetupError,
@@ -78,15 +78,11 @@ from headless_passkey.webauthn.options import AuthenticationOptions, Credential,
 LINKED_FIRST: Final = 3.0  # seconds that a linked phone has until others are asked as well
 WITHDRAWAL: Final = 0.5  # seconds that the command to a linked phone waits for the request's withdrawal
 CLAIM_TIMEOUT: Final = 20.0  # seconds that an open channel waits for the claim of its recipient
-HUNG_UP_TIMEOUT: Final = (
-    5.0  # seconds after a phone has hung up in which its claim may go to another recipient
-)
+HUNG_UP_TIMEOUT: Final = 5.0  # seconds in which a phone that has hung up may lose the claim to another
 DIRECT_TIMEOUT: Final = 6.0  # seconds for link, direct channel and handshake, until the tunnel is tried
 HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message
 REPORT_TIMEOUT: Final = 3.0  # seconds for the report of the end to the relay
-MAX_PHONES: Final = (
-    8  # phones that are reached one after another, a bound on what a relay that moves claims can cause
-)
+MAX_PHONES: Final = 8  # reached one after another, a bound on what a relay that moves claims can cause
 MAX_ATTEMPTS: Final = 8  # concurrent attempts, a bound on the work that adverts can cause
 MAX_WAYS: Final = 4  # addresses from which one advert came, as it should from one
 MAX_ADVERTS: Final = 256  # different adverts that our key opens; a phone makes one or a few
@@ -421,7 +417,7 @@ class _Ceremony:
     _begun: Begun[Any] | None = None  # what the relying party has begun last; it gets the response
     _hung_up: TransportError | None = None  # how the phone that was reached hung up
     _put_out: HeadlessPasskeyError | None = (
-        None  # the delivery serves this device no more, as it said at the end
+        None  # the account is closed to this device, as it heard at the end
     )
     _submitted: bool = False  # the delivery may have sent the request
     _told_the_end: bool = False  # the delivery was reached at the end
@@ -550,7 +546,7 @@ class _Ceremony:
             self._told_the_end = True
         except (TimeoutError, HeadlessPasskeyError) as error:
             logger.info("ceremony %s: %s was not reported (%s)", self._name, outcome, type(error).__name__)
-            if isinstance(error, NotEnrolled | TrustError):
+            if isinstance(error, HeadlessPasskeyError) and error.exit_status is ExitStatus.NOT_ENROLLED:
                 self._put_out = error
         except Exception as error:  # noqa: BLE001  a fault of the delivery; its message may hold anything
             what = "ceremony %s: %s was not reported: the delivery raised %s"
@@ -576,9 +572,8 @@ class _Ceremony:
                     until_answered.push_async_callback(end, requesting)
                 phone = await self._find_phone(adverts, tasks)
             try:
-                if (
-                    phone.linked is not None
-                ):  # no other phone is to ask its user, nor this one for the request
+                if phone.linked is not None:
+                    # no other phone is to ask its user, nor this one for the request
                     await end(requesting)
                     withdrawing = tasks.create_task(self.tell_the_end(DeviceEvent.CANCELLED, "linked-phone"))
                     await asyncio.wait({withdrawing}, timeout=WITHDRAWAL)

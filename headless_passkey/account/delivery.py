@@ -328,12 +328,10 @@ class RelayDelivery:
             except ProblemAnswer as problem:
                 if problem.slug == "state-conflict":  # others have ended it, of which the device was not told
                     return self._held_by((await self._relay.status(self._request_id)).claim)
-                # a submission that was cut off may be on its way still, and would ask people for nobody
-                if problem.slug == "not-found":
+                if problem.slug == "not-found" and not self._cut_off:  # the relay answers no removed device
                     await self._refresh()
-                    _ = (
-                        self._joined.member
-                    )  # `TrustError` (not-a-member): the relay answers for what was removed no more
+                    _ = self._joined.member  # `TrustError` (not-a-member)
+                # a submission that was cut off may be on its way still, and would ask people for nobody
                 if problem.slug != "not-found" or not self._cut_off or now() > until:
                     raise
             else:

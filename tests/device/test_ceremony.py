@@ -1280,6 +1280,27 @@ async def test_whoever_takes_over_while_a_phone_asks_its_user_is_signed_in(
     assert ("another companion has the claim now" in why) is (lost in (None, "vanished"))
 
 
+async def test_a_phone_that_was_heard_before_the_other_one_was_left_is_pursued_then(
+    couple: Couple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BlueZ says an advert once, however often it hears it."""
+    asks_for_ever, air = Couple._answers_never, couple.bench.air
+
+    async def after_bert(self: Couple, who: str) -> None:
+        await air.heard.wait()
+        await air.drained()
+        await asks_for_ever(self, who)
+
+    async def meanwhile() -> None:
+        bert = asyncio.create_task(couple.bench.answered(recipient="bert"))
+        await couple.bench.reached(Stage.REQUEST_SENT).wait()
+        await couple.says(claimed("bert"))
+        await bert
+
+    monkeypatch.setattr(Couple, "_answers_never", after_bert)
+    assert (await couple.sign_in(meanwhile())).credential.user_handle == USER
+
+
 @pytest.mark.threat("T3")
 async def test_whoever_takes_over_before_the_command_is_signed_in_and_the_other_phone_gets_none(
     couple: Couple,
