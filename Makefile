@@ -119,6 +119,7 @@ docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cl
 	$(BIN)/python scripts/completions
 	$(BIN)/python scripts/graphql-schema
 	$(BIN)/python scripts/relay-openapi
+	$(BIN)/python scripts/diagrams
 	$(BIN)/python -m tests.interop.differences
 	PYTHONPATH=examples:. $(BIN)/python -m tests.rp.browser.screenshots
 	PYTHONPATH=examples:. $(BIN)/python -m tests.companion.browser.screenshots

@@ -59,6 +59,27 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
+SHOWN_AS_TEXT = {"", "haproxy"}  # the site has no colours for it
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_site_can_show_each_block_and_picture(page: Path) -> None:
+    """A language that a browser would have to draw, such as a diagram's, is shown as its source there."""
+    text = page.read_text(encoding="utf-8")
+    languages = set(re.findall(r"^ *```([^`\n]*)\n.*?^ *```$", text, flags=re.MULTILINE | re.DOTALL))
+    lexers = importlib.import_module("pygments.lexers")  # what the site colours by; it has no types
+    assert {
+        each for each in languages - SHOWN_AS_TEXT if lexers.find_lexer_class_by_name(each) is None
+    } == set()
+    assert "![](" not in text, "a picture says nothing to who does not see it"
+
+
+def test_the_sequence_diagrams_are_made_from_their_script() -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / "diagrams"))["pictures"]()
+    kept = {each.name: each.read_text(encoding="utf-8") for each in ROOT.glob("docs/images/*-sequence.svg")}
+    assert kept == made
+
+
 @pytest.mark.parametrize("code", blocks("README.md", "python"))
 def test_the_readmes_python_is_python_and_its_imports_are_there(code: str) -> None:
     tree = ast.parse(code)
