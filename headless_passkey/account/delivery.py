@@ -36,6 +36,7 @@ from headless_passkey.trust.word import Claim, Word
 
 _LATE: Final = 1.0  # seconds for which a submission that was cut off may arrive after its end was reported
 _LATE_PAUSE: Final = 0.1
+_AWAY_PAUSE: Final = 5.0  # seconds until a relay that went away after the claim is asked once more
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class RelayDelivery:
         self._claims: dict[str, Claim] = {}  # what each recipient has to claim
         self._verified: ShownClaim | None = None  # the last one that was verified
         self._shown: ShownClaim | None = None  # by the last status
+        self._lost = False  # whether the relay has lost the request after its claim
         self._over = True  # whether the request has ended; also before the first
         self._cut_off = False  # the submission was cancelled: it may arrive at the relay still
 
@@ -195,7 +197,7 @@ class RelayDelivery:
             sealed = envelopes[name] = seal(announcement, joined.key, companion.hpke_key)
             self._sent[name] = announcement
             self._claims[name] = Claim.of(device=announcement.device, request_id=request_id, sealed=sealed)
-        self._request_id, self._over, self._cut_off = request_id, False, False
+        self._request_id, self._over, self._cut_off, self._lost = request_id, False, False, False
         self._envelopes, self._expires_in = envelopes, seconds
         try:
             await self._relay.submit(request_id, envelopes, expires_in=seconds)
@@ -211,6 +213,7 @@ class RelayDelivery:
         await self._refresh()
         _ = self._joined.member
         if self._request_id is None or self._verified is not None:
+            self._lost = True
             raise TransportError("the relay has lost the request")
         logger.warning("the relay has lost the request, which is submitted again")
         await self._relay.submit(self._request_id, self._envelopes, expires_in=self._expires_in)
@@ -218,43 +221,55 @@ class RelayDelivery:
     async def progress(self) -> AsyncGenerator[Progress, None]:
         """Follow the request until it has ended, and submit it again when the relay has lost it before anybody claimed it.
 
-        While it is claimed, an unreachable relay is ignored: the phone answers by the tunnel. `TrustError` when the relay
-        shows a claim that is none (bad-claim), or one by a ring that it does not show (withheld-ring, forked-ring).
+        While it is claimed, an unreachable relay is waited for without end, and one that has lost the request is left: the phone
+        answers by the tunnel. `TrustError` when the relay shows a claim that is none (bad-claim), or one by a ring that it does
+        not show (withheld-ring, forked-ring).
         """
         if self._request_id is None:
             raise LocalProtocolError("a request is submitted before it is followed")
-        claimed, error = False, None
-        try:
-            async with aclosing(self._relay.watch(self._request_id, on_lost=self._submit_again)) as states:
-                async for status in states:
-                    self._over, self._shown = status.state.terminal, status.claim
-                    claimed_by = await self._claimer(status)
-                    claimed = claimed_by is not None
-                    yield Progress(
-                        state=status.state,
-                        claimed_by=claimed_by,
-                        refusals=status.refusals(self._label),
-                        unconfirmed=self._unconfirmed,
-                        forgotten=self._forgotten,
-                        notified=tuple(
-                            Notified(
-                                companion=push.to,
-                                label=self._label(push.to),
-                                channel=push.channel,
-                                outcome=push.outcome,
-                            )
-                            for push in status.notified
-                        ),
-                    )
-                    error = status.error(self._label)
-                    if error is not None:
-                        break
-        except TransportError as away:
-            if not claimed:
-                raise
-            logger.warning("the relay went away while the phone is on its way: %s", away.explain())
-        if error is not None:
-            raise error
+        claimed = False
+        while True:
+            try:
+                async with aclosing(
+                    self._relay.watch(self._request_id, on_lost=self._submit_again)
+                ) as states:
+                    async for status in states:
+                        self._over, self._shown = status.state.terminal, status.claim
+                        claimed_by = await self._claimer(status)
+                        claimed = claimed_by is not None
+                        yield self._progress(status, claimed_by)
+                        error = status.error(self._label)
+                        if error is not None:
+                            break
+                    else:
+                        return
+            except TransportError as away:
+                if not claimed:
+                    raise
+                logger.warning("the relay went away while the phone is on its way: %s", away.explain())
+                if self._lost:
+                    return
+                await asyncio.sleep(_AWAY_PAUSE)
+            else:
+                raise error
+
+    def _progress(self, status: RequestStatus, claimed_by: str | None) -> Progress:
+        return Progress(
+            state=status.state,
+            claimed_by=claimed_by,
+            refusals=status.refusals(self._label),
+            unconfirmed=self._unconfirmed,
+            forgotten=self._forgotten,
+            notified=tuple(
+                Notified(
+                    companion=push.to,
+                    label=self._label(push.to),
+                    channel=push.channel,
+                    outcome=push.outcome,
+                )
+                for push in status.notified
+            ),
+        )
 
     def _refuse_a_second(self) -> None:
         if not self._over:

@@ -342,6 +342,32 @@ async def test_a_device_that_is_removed_in_the_middle_of_its_request_hears_by_wh
                     pass
 
 
+async def test_a_relay_that_was_away_after_the_claim_tells_who_has_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headless_passkey.account.delivery._AWAY_PAUSE", 0)
+    async with delivering(tmp_path, companions=2) as (delivery, home):
+        phone, tablet, frame = *home.companions, home.devices[0]
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        (item,), (other,) = await phone.inbox(), await tablet.inbox()
+        await phone.claims(frame, item)
+        watch = delivery._relay.watch
+
+        async def goes_away(*request: Any, **options: Any) -> AsyncIterator[RequestStatus]:
+            async with contextlib.aclosing(watch(*request, **options)) as states:
+                yield await anext(states)
+            monkeypatch.setattr(delivery._relay, "watch", watch)
+            raise TransportError("away")
+
+        monkeypatch.setattr(delivery._relay, "watch", goes_away)
+        async with contextlib.aclosing(delivery.progress()) as states:
+            assert (await anext(states)).claimed_by == phone.name
+            await phone.act(frame, item["id"], "released")
+            await tablet.claims(frame, other)
+            assert (await anext(states)).claimed_by == tablet.name
+        await delivery.finish(DeviceEvent.CANCELLED)
+
+
 async def elsewhere(folder: Path, does: Callable[[Transaction], object]) -> None:
     """Change the relay's store, as another program does."""
     async with open_database(folder / "relay.db") as database:
