@@ -40,11 +40,17 @@ class PostgresServer:
     """A private server, in a folder of its own."""
 
     def __init__(
-        self, *, durable: bool = False, folder: Path | None = None, settings: str = "", jumps: bool = False
+        self,
+        *,
+        durable: bool = False,
+        folder: Path | None = None,
+        settings: str = "",
+        jumps: bool = False,
+        primary: "PostgresServer | None" = None,
     ) -> None:
         """durable: whether a commit waits for the disk. folder: which is there, and empty. settings: further ``-c NAME=VALUE``.
 
-        jumps: whether its clock can be set.
+        jumps: whether its clock can be set. primary: whose streaming replica it is; it has the primary's databases.
         """
         self._settings = f"-c fsync={'on' if durable else 'off'} {settings}"
         self.folder = folder or Path(tempfile.mkdtemp(prefix="postgres-"))
@@ -56,6 +62,11 @@ class PostgresServer:
             self._as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
         self.clock = redis_servers.needed_clock(self.folder / "clock") if jumps else None
         self._guard: Guard | None = None
+        if primary is not None:
+            of_primary = ("-h", "127.0.0.1", "-p", str(primary.port), "-U", "relay")
+            self.call("pg_basebackup", *of_primary, "--checkpoint=fast", "--write-recovery-conf")
+            self.start()
+            return
         self.call("initdb", "-A", "trust", "-U", "relay", "--no-locale", "-E", "UTF8")
         self.start()
         try:
@@ -72,7 +83,7 @@ class PostgresServer:
         done = subprocess.run(
             command, cwd=self.folder, capture_output=True, text=True, check=False, env=environment
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr + (self.folder / "log").read_text()[-2000:]
 
     def jump(self, ahead: float) -> None:
         """Set its clock, ahead of the right time by so many seconds, and see that it is."""
@@ -84,13 +95,52 @@ class PostgresServer:
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=400 {self._settings}"
         self.call("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
-        number = int((self.folder / "data/postmaster.pid").read_text().splitlines()[0])
         self._unguard()
-        self._guard = Guard(number, self.folder, signal.SIGQUIT)
+        self._guard = Guard(self._postmaster, self.folder, signal.SIGQUIT)
+
+    @property
+    def _postmaster(self) -> int:
+        return int((self.folder / "data/postmaster.pid").read_text().splitlines()[0])
 
     def stop(self, how: str = "fast") -> None:
         self.call("pg_ctl", "-w", "-m", how, "stop")
         self._unguard()
+
+    def kill(self) -> None:
+        """SIGKILL for its first process. The others end by themselves then, and it could not start before they have."""
+        postmaster = self._postmaster
+        others = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text()
+        os.kill(postmaster, signal.SIGKILL)
+        self._unguard()
+        deadline = time.monotonic() + 60
+        while any(is_running(each) for each in (postmaster, *map(int, others.split()))):
+            assert time.monotonic() < deadline, "a server that was killed runs on"
+            time.sleep(0.01)
+        # which names a process, whose number may stay taken until somebody has waited for it
+        (self.folder / "data/postmaster.pid").unlink()
+
+    def kill_backend(self, database: str) -> None:
+        """SIGKILL for one process that serves a connection to `database`: the server ends all others, recovers and goes on."""
+        of_itself = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
+        before = self.do("postgres", of_itself)
+        (backend, *_), *_ = self.do(
+            database,
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid != pg_backend_pid()",
+        )
+        os.kill(backend, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while self._answer(of_itself) in (before, []):
+            assert time.monotonic() < deadline, "a server of which a process was killed does not recover"
+            time.sleep(0.01)
+
+    def _answer(self, statement: str) -> list[tuple[Any, ...]]:
+        """What the server says; nothing while it cannot be connected to."""
+        import psycopg  # noqa: PLC0415  of an extra
+
+        try:
+            return self.do("postgres", statement)
+        except psycopg.OperationalError:
+            return []
 
     def _unguard(self) -> None:
         if self._guard is not None:
@@ -98,7 +148,8 @@ class PostgresServer:
             self._guard = None
 
     def end(self) -> None:
-        self.stop("immediate")
+        if self._guard is not None:
+            self.stop("immediate")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def url(self, database: str) -> PostgresUri:
@@ -113,6 +164,14 @@ class PostgresServer:
 
     def do(self, database: str, statement: str) -> list[tuple[Any, ...]]:
         return query(self.url(database), statement)
+
+
+def is_running(number: int) -> bool:
+    """Whether there is a process of this number which has not ended."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def postgres_program(name: str) -> str:

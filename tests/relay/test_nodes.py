@@ -651,10 +651,13 @@ async def test_who_waits_at_any_relay_is_woken_after_the_database_was_restarted(
         async with pair(server.database_for(tmp_path), tmp_path) as two:
             anna, bert = two.companions
             nonce = two.first.app[RELAY].nonce()
-            for how in ("fast", "immediate"):
+            for how in ("fast", "immediate", "killed"):
                 cursor = (await bert.get("/v1/inbox")).body["cursor"]
                 waiting = await held(two.second, bert, f"/v1/inbox?cursor={cursor}&wait=25")
-                server.stop(how)
+                if how == "killed":
+                    server.kill()
+                else:
+                    server.stop(how)
                 server.start()
                 name = fresh_id()
                 while (reply := await two.frame.submit(anna, bert, name=name)).status != 201:

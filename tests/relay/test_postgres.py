@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -325,7 +326,8 @@ async def test_relays_share_a_database_and_a_command_that_copies_it_has_it_alone
                     pass
 
 
-async def test_a_request_survives_a_relay_and_its_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["immediate", "killed", "backend killed"])
+async def test_a_request_survives_a_relay_and_its_server(tmp_path: Path, how: str) -> None:
     server = own_server()
     try:
         place = server.database_for(tmp_path)
@@ -334,8 +336,16 @@ async def test_a_request_survives_a_relay_and_its_server(tmp_path: Path) -> None
             (anna, _), (frame,) = home.companions, home.devices
             name = fresh_id()
             await frame.submit(anna, name=name)
-            server.stop("immediate")
-            server.start()
+            match how:
+                case "immediate":
+                    server.stop("immediate")
+                    server.start()
+                case "killed":
+                    server.kill()
+                    assert (await anna.get("/v1/inbox")).problem == "store-unavailable"
+                    server.start()
+                case _:
+                    server.kill_backend(urlsplit(place.uri).path[1:])
             async with asyncio.timeout(30):  # the relay's sweep may have met the server that was away
                 while (await anna.get("/v1/inbox")).status == 503:  # noqa: ASYNC110  as a client does
                     await asyncio.sleep(0.05)

@@ -363,7 +363,10 @@ async def test_many_who_sign_in_at_once_on_several_machines_all_get_in(place: Po
 # A database that goes away and comes back
 
 
-async def test_a_restart_keeps_what_is_stored_and_a_crash_forgets_ceremonies_and_proofs_together() -> None:
+@pytest.mark.parametrize("crash", ["immediate", "killed"])
+async def test_a_restart_keeps_what_is_stored_and_a_crash_forgets_ceremonies_and_proofs_together(
+    crash: str,
+) -> None:
     server = own_server()
     try:
         async with PostgresStore(new_database(server)) as store:
@@ -378,7 +381,10 @@ async def test_a_restart_keeps_what_is_stored_and_a_crash_forgets_ceremonies_and
             with pytest.raises(ProofInvalid):
                 await store.take_proof(proof(nonce), now=NOW)
             assert await store.challenges.take(kept, now=0) == record()
-            server.stop("immediate")
+            if crash == "killed":
+                server.kill()
+            else:
+                server.stop(crash)
             server.start()
             assert await store.session(b"token", now=2) == (session(), ADA)
             for again in (proof(nonce), proof(nonce, "held back")):
