@@ -6,7 +6,7 @@
 The server is a private one of this machine, with fsync. A submit and a claim are the relay's whole operations in this process,
 without HTTP; bare SQL writes what every relay has to keep of them, the account's state and the envelope, in as many bytes: in
 one transaction, one statement after the other, in a thread. A file of SQLite has the same measured. Then relays run as programs,
-and devices of as many accounts submit over HTTP, all at once, in turns with one, two and three of them.
+and devices of as many accounts submit over HTTP, all at once, in turns with one, two and three of them. What more of them would do with a processor each is simulated (`simulated_relays.py`).
 """
 
 import argparse
@@ -28,6 +28,7 @@ from typing import Final
 import aiohttp
 import core
 from measure import HEADINGS, Row, table, timed
+from simulated_relays import Parts, processor_seconds, seconds_each
 
 from companion_push.relay import operations
 from companion_push.relay.app import RELAY, RelayEndpoints
@@ -225,10 +226,16 @@ async def _in_turns(
     return (first, second) if turn % 2 else (second, first)
 
 
-async def by_number(place: PostgresUri, folder: Path, states: RedisPlace | None = None) -> list[Row]:
+async def by_number(
+    place: PostgresUri,
+    folder: Path,
+    database: int,
+    states: RedisPlace | None = None,
+    redis: int | None = None,
+) -> list[Row]:
     """Durable submits over HTTP, by the number of relays; seconds for one of them, with all devices at once.
 
-    states: where account states are, when not in the database.
+    database, redis: the processes. states: where account states are, when not in the database.
     """
     url = f"http://127.0.0.1:{reserved_port()}"
     many = ("--requests-per-minute", "--requests-per-day", "--account-requests-per-day")
@@ -246,6 +253,8 @@ async def by_number(place: PostgresUri, folder: Path, states: RedisPlace | None 
         async with running_relay(folder, place=place, states=states, url=url) as beside:
             homes = [await beside.household(f"home {number}", companions=1) for number in range(DEVICES)]
         seconds: dict[int, list[float]] = {1: [], 2: [], 3: []}
+        alone, together = [], []
+        used = partial(_used, programs[0].process.pid, database, redis)
         for _ in range(BLOCKS):
             for number, found in seconds.items():
                 callers = [
@@ -257,17 +266,82 @@ async def by_number(place: PostgresUri, folder: Path, states: RedisPlace | None 
                 ]
                 for device, _ in callers:
                     await device.get("/v1/ring")  # the nonce
+                before = used()
                 began = time.perf_counter()
                 await asyncio.gather(*(_submit(device, companion) for device, companion in callers))
                 found.append((time.perf_counter() - began) / (DEVICES * EACH))
+                if number == 1:
+                    together.append(_each(before, used(), 0))
+                    before = used()
+                    began = time.perf_counter()
+                    for device, companion in callers:
+                        await _submit(device, companion)
+                    alone.append(_each(before, used(), time.perf_counter() - began))
     also = "" if states is None else ", states in Redis"
-    return [
+    rows = [
         Row.of_pairs(
             f"a durable submit, {DEVICES} devices at once, {number} relays{also}",
             f"one relay{also}",
             list(zip(seconds[number], seconds[1], strict=True)),
         )
         for number in (2, 3)
+    ]
+    simulated = await asyncio.to_thread(_simulated, _parts(together, alone), median(seconds[1]), also)
+    return [*rows, *simulated]
+
+
+def _used(relay: int, database: int, redis: int | None) -> tuple[float, ...]:
+    """Seconds of processor time so far: of this process, which calls, the relay, the database, and Redis."""
+    servers = [processor_seconds(process) for process in (relay, database)]
+    return time.process_time(), *servers, 0.0 if redis is None else processor_seconds(redis)
+
+
+def _each(before: tuple[float, ...], after: tuple[float, ...], passed: float) -> tuple[float, ...]:
+    """The same of one submit, and the seconds that passed."""
+    used = (second - first for first, second in zip(before, after, strict=True))
+    return tuple(each / (DEVICES * EACH) for each in (*used, passed))
+
+
+def _parts(together: list[tuple[float, ...]], alone: list[tuple[float, ...]]) -> Parts:
+    """together, alone: as of `_each`, for each turn. What waits for no processor is seen where one submit follows the other."""
+    caller, relay, database, redis, _ = (median(each) for each in zip(*together, strict=True))
+    *by_itself, passed = (median(each) for each in zip(*alone, strict=True))
+    return Parts(
+        caller=caller,
+        relay=relay,
+        database=database,
+        redis=redis,
+        waiting=max(0.0, passed - sum(by_itself)),
+    )
+
+
+def _simulated(parts: Parts, measured: float, also: str) -> list[Row]:
+    """How well the simulation meets what was measured, and what it says of relays with a processor each."""
+    here = seconds_each(parts, relays=1, devices=DEVICES, processors=os.cpu_count())
+    wide = {number: seconds_each(parts, relays=number, devices=DEVICES * 4) for number in (1, 2, 3)}
+    return [
+        Row(
+            what=f"simulated: the same on {os.cpu_count()} processors, one relay{also}",
+            seconds=here,
+            against="as it was measured",
+            baseline=measured,
+            ratio=here / measured,
+        ),
+        *(
+            Row(
+                what=f"simulated: {DEVICES * 4} devices at once, {number} relays with a processor each{also}",
+                seconds=wide[number],
+                against=f"one such relay{also}",
+                baseline=wide[1],
+                ratio=wide[number] / wide[1],
+            )
+            for number in (2, 3)
+        ),
+        *(
+            Row(what=f"of a submit, the {name}'s processor time{also}", seconds=seconds)
+            for name, seconds in (("relay", parts.relay), ("database", parts.database))
+        ),
+        *([Row(what="of a submit, Redis's processor time", seconds=parts.redis)] if also else []),
     ]
 
 
@@ -305,12 +379,15 @@ async def measured(server: PostgresServer, folder: Path) -> tuple[list[Row], flo
     size = await size_of_account(server.database_for(folder / "accounts"), folder)
     rows = await against_sql(server.database_for(folder / "one"), folder)
     rows += await against_sql(folder / "relay.sqlite3", folder)
-    rows += await by_number(server.database_for(folder / "more"), folder)
+    database = int((server.folder / "data" / "postmaster.pid").read_text().split()[0])
+    rows += await by_number(server.database_for(folder / "more"), folder, database)
     if program("redis") is None:
         return rows, size
     redis = RedisServer("redis")
     try:
-        rows += await by_number(server.database_for(folder / "states"), folder, redis.place())
+        rows += await by_number(
+            server.database_for(folder / "states"), folder, database, redis.place(), redis.process
+        )
     finally:
         redis.end()
     return rows, size
@@ -324,7 +401,7 @@ def _page(rows: Sequence[Row], size: float) -> list[str]:
         "",
         table(HEADINGS, [row.cells for row in rows]),
         "",
-        f"{os.cpu_count()} processors, on which the server, all relays and those who call them run: more relays than processors cannot be faster here. Bare SQL writes what any relay has to keep on the disk, in as many bytes: the account's state over the one of before, as long as the relay's is at that step,",
+        f"{os.cpu_count()} processors, on which the server, all relays and those who call them run: more relays than processors cannot be faster here. What they would do is simulated from the processor times of a submit in caller, relay, database and Redis, and from what is left of one that is alone (the disk): each relay and Redis does one thing at a time, the network takes nothing, and the database has as many processors as it asks for. Bare SQL writes what any relay has to keep on the disk, in as many bytes: the account's state over the one of before, as long as the relay's is at that step,",
         "and of a submit the envelope. It verifies nothing, reads nothing, and wakes nobody. In a file it is one transaction with SQLite's own sync (`synchronous=FULL`), in a thread, as nobody waits for a disk on an event loop. The relay reads and checks who calls, the ring, the mutes, the state and a claim's signature, in serializable transactions, and notifies the others: three round trips, where bare SQL has four of a submit and three of a claim. Where a claim on a file spends its time is in [ADR 52](../docs/adr/0052-what-a-change-waits-for.md).",
         f"{HOMES} accounts call in turn, each with {EARLIER} requests or more that are over. They have called before: their keys, their rings and their states are parsed already.",
         f"An account with one companion and one device takes {size / 1024:.1f} KiB of the database at rest, indexes included (the mean of {ACCOUNTS}).",

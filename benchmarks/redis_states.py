@@ -3,7 +3,7 @@
     make bench                                                     with the other benchmarks
     PYTHONPATH=examples:. python benchmarks/redis_states.py        measure and print
 
-A private server, without a log on the disk (which would be measured otherwise), and one thread. An enqueue is a submission with
+Private servers, Redis, Valkey and a Cluster, without a log on the disk (which would be measured otherwise), and one thread. An enqueue is a submission with
 one envelope of 700 bytes, a claim the change that a companion makes: rules, encoding, compare and set. The raw call is redis-py's
 own for the same EVALSHA, with the bytes that the other has sent, over a version that is the newest. The account has the usual
 size, as in `nodes.py`: its device submits every five minutes, so that two requests that are over are still readable.
@@ -23,15 +23,16 @@ from companion_push.relay import account_states
 from companion_push.relay.account_states import CONFIRMED, StateCache, States, Write
 from companion_push.relay.mailbox import CompanionEvent, Request
 from companion_push.relay.redis_states import _CAS, RedisStates, _version, _words, open_redis
-from tests.relay.redis_servers import RedisServer
+from tests.relay.redis_servers import RedisCluster, RedisServer, program
 
 EXPLAINED: Final = (
-    "One thread, a server without a log on the disk; an account whose device submits every five minutes, so that two requests that are\n"
+    "One thread, servers without a log on the disk; an account whose device submits every five minutes, so that two requests that are\n"
     "over are still readable. The same EVALSHA is what any client has to send: redis-py's own call with the same bytes, made beforehand.\n"
     "A process that alone writes an account's state goes by its own, which the compare and set checks; beside others, it reads it first:\n"
     "then a change is a load, which is a round trip, rules, encoding, compare and set. What is above the script then is rules and\n"
     "encoding, in Python."
 )
+ENGINES: Final = ("redis", "valkey")
 HEADING: Final = "# What a change of an account's state costs in Redis"
 AIM: Final = 2.0  # times the raw call
 NOW: Final = 1_800_000_000.0
@@ -104,7 +105,7 @@ def repeated(states: RedisStates, write: Write) -> Callable[[], None]:
 
 
 def measured(states: RedisStates) -> list[Row]:
-    rows = []
+    rows, engine = [], states.look().engine
     for what, change in (("enqueue", "submission"), ("claim, or given back", "claim")):
         account = f"account of {change}"
         for alone in (True, False):
@@ -126,11 +127,11 @@ def measured(states: RedisStates) -> list[Row]:
             for _ in range(2 * CONFIRMED):
                 subject()
             assert recorder.last is not None
-            name = what if alone else f"{what}, beside other processes"
+            name = f"{engine}: {what}" if alone else f"{engine}: {what}, beside other processes"
             raw = repeated(states, recorder.last)
             rows.append(compare(name, subject, "the same EVALSHA", raw, aim=AIM))
         loads = [timed(lambda account=account: states.load(account), 50) for _ in range(ROUNDS)]  # type: ignore[misc]
-        rows.append(Row(what="of that the load", seconds=median(loads)))
+        rows.append(Row(what=f"{engine}: of that the load", seconds=median(loads)))
     return rows
 
 
@@ -143,29 +144,61 @@ def memory(server: RedisServer, states: RedisStates) -> float:
     return (int(server.do("INFO", "memory")["used_memory"]) - before) / PENDING
 
 
-async def run(engine: str) -> str:
+async def single(engine: str) -> tuple[list[Row], str]:
+    """The rows of one server, and what it says of its memory."""
     server = RedisServer(engine, "appendonly no")
     try:
         async with open_redis(server.place()) as states:
             rows = measured(states)
-            bytes_each = memory(server, states)
-            name = states.look().engine
+            return rows, f"{memory(server, states):.0f} bytes of memory ({states.look().engine})"
     finally:
         server.end()
-    lines = table(HEADINGS, [row.cells for row in rows])
-    return f"{name}.\n\n{lines}\n\n{bytes_each:.0f} bytes of memory for an account with one request that waits, its envelope of {len(ENVELOPE)} bytes included."
+
+
+async def cluster(engine: str) -> list[Row]:
+    """The rows of a Cluster: three primaries, and a replica of each."""
+    servers = RedisCluster(engine, "appendonly no")
+    try:
+        async with open_redis(servers.place()) as states:
+            return measured(states)
+    finally:
+        servers.end()
+
+
+async def run() -> str:
+    engines = [engine for engine in ENGINES if program(engine) is not None]
+    rows: list[Row] = []
+    sizes = []
+    for engine in engines:
+        found, size = await single(engine)
+        rows += found
+        sizes.append(size)
+    if engines:
+        rows += await cluster(engines[-1])
+    left_out = [engine.capitalize() for engine in ENGINES if engine not in engines]
+    return "\n".join(
+        [
+            HEADING,
+            "",
+            core.made() + "".join(f" {name} was not run: it is not installed." for name in left_out),
+            "",
+            table(HEADINGS, [row.cells for row in rows]),
+            "",
+            f"An account with one request that waits, its envelope of {len(ENVELOPE)} bytes included, takes {', '.join(sizes)}.",
+            "",
+            EXPLAINED,
+            "",
+        ]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--engine", choices=["redis", "valkey"], default="redis")
     parser.add_argument("--write", action="store_true", help="put it into benchmarks/RESULTS.md")
     args = parser.parse_args()
-    text = asyncio.run(run(args.engine))
-    made = core.made()
-    page = f"{HEADING}\n\n{made}\n\n{text}\n\n{EXPLAINED}\n"
+    page = asyncio.run(run())
     print(page)
     if args.write:
         core.put_section(HEADING, page)

@@ -16,7 +16,7 @@ from measure import table
 from plots import RESULTS, Section, sections
 
 DAY: Final = 86400.0  # seconds
-_UNITS: Final = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "KiB": 1024.0, "MiB": 1024.0**2}
+_UNITS: Final = {"": 1.0, "s": 1.0, "ms": 1e-3, "µs": 1e-6, "KiB": 1024.0, "MiB": 1024.0**2}
 
 # the assumptions, with what is taken when nothing else is said
 ASSUMED: Final = {
@@ -44,6 +44,7 @@ class Measured:
     pending: float  # of a request that waits, in Redis
     account: float  # at rest, in PostgreSQL
     tunnel: float  # that is idle, under TLS
+    requests: float  # of the device in one sign-in, nearly all with a proof
 
     @classmethod
     def of(cls, page: str) -> "Measured":
@@ -58,9 +59,10 @@ class Measured:
             relying_party=_cell(device, "relying party"),
             tunnel_service=_cell(device, "tunnel service"),
             held=_cell(waiting, "memory for each of 500 held polls under TLS, uvloop"),
-            pending=_said(redis, r"(\d+) bytes of memory for an account with one request"),
+            pending=_said(redis, r"(\d+) bytes of memory"),
             account=1024 * _said(nodes, r"takes ([\d.]+) KiB of the database"),
             tunnel=_cell(tunnels, "memory of an idle tunnel under TLS, on uvloop"),
+            requests=_cell(device, "request, answered at once"),
         )
 
 
@@ -93,6 +95,7 @@ def plan(measured: Measured, assumed: dict[str, float]) -> list[tuple[str, ...]]
     }
     cells = math.ceil(assumed["accounts"] / assumed["cell"])
     at_once = peak * assumed["wait"]
+    processes = max(2, math.ceil(cores["relays and their databases"] / cells))
     hours = 1e6 / 3600 * (relay + measured.relying_party + measured.tunnel_service) * slower
     storage = assumed["accounts"] * measured.account
     return [
@@ -106,6 +109,7 @@ def plan(measured: Measured, assumed: dict[str, float]) -> list[tuple[str, ...]]
                 strict=True,
             )
         ),
+        ("proofs of devices a second at the peak", f"{peak * measured.requests:.0f}", f"peak * {measured.requests:.0f} requests"),
         ("requests that wait at once", f"{at_once:.0f}", "peak * wait"),
         ("memory for these, in Redis", _size(at_once * measured.pending), f"* {measured.pending:.0f} B"),
         ("held calls of companions and devices at once", f"{2 * at_once:.0f}", "2 * peak * wait"),
@@ -115,6 +119,8 @@ def plan(measured: Measured, assumed: dict[str, float]) -> list[tuple[str, ...]]
         ("cells", f"{cells}", "accounts / cell"),
         ("a cell: sign-ins a second at the peak", f"{peak / cells:.1f}", "peak / cells"),
         ("a cell: cores of relays and database", f"{cores['relays and their databases'] / cells:.1f}", ""),
+        ("a cell: relay processes", f"{processes}", "one for each of these cores, and two at least"),
+        ("a cell: connections of a relay process at once", f"{2 * at_once / cells / processes:.0f}", "held calls / cells / relay processes"),
         ("a cell: its database", _size(storage / cells), ""),
         ("core hours of a million sign-ins", f"{hours:.1f}", "10^6 / 3600 s * (relay * postgresql + relying party + tunnel service) * slower / busy"),
         ("price of a million sign-ins, processors", f"{hours * assumed['price-core-hour']:.2f}", "* price-core-hour"),

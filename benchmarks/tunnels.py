@@ -297,6 +297,14 @@ def rows(names: Sequence[str], found: Sequence[Found]) -> list[tuple[str, ...]]:
     return lines
 
 
+def rates(names: Sequence[str], found: Sequence[Found]) -> list[str]:
+    """What a processor does in a second, by the medians."""
+    return [
+        f"{1 / median(of.session):.0f} and {1 / median(of.message):.0f} ({name})"
+        for name, of in zip(names, found, strict=True)
+    ]
+
+
 def _memory(what: str, of: Found, theirs: Found | None) -> tuple[str, ...]:
     if theirs is None:
         return what, _kib(of.encrypted), "", "", "", ""
@@ -313,7 +321,9 @@ def _verdict(*, met: bool, aim: str) -> str:
     return f"{aim}: {'yes' if met else '**no**'}"
 
 
-def _page(lines: list[tuple[str, ...]], why_not: str | None, idle: int) -> list[str]:
+def _page(
+    lines: list[tuple[str, ...]], in_a_second: Sequence[str], why_not: str | None, idle: int
+) -> list[str]:
     left_out = "" if why_not is None else f" {OTHER} was not run: {why_not}."
     return [
         HEADING,
@@ -324,6 +334,7 @@ def _page(lines: list[tuple[str, ...]], why_not: str | None, idle: int) -> list[
         "",
         f"Memory is what {idle} tunnels with both ends add to a process that has served {SESSIONS} sessions. A session is two handshakes, {ROUND_TRIPS} messages each way and the close, one session after the other;",
         f"messages of {SIZE} bytes go to and fro in {CARRIERS} tunnels at the same time. Both services run as programs beside each other, and have their turns in one run, with one load generator; processor time is the service's alone.",
+        f"In a second a processor that does nothing else opens, serves and ends so many tunnels, or forwards so many messages: {'; '.join(in_a_second)}.",
         f"Callers take TLS 1.3, which {OTHER} does not speak, or 1.2 where a row says so: that is what both do alike, by one OpenSSL, with a P-256 certificate, X25519 and session tickets that nobody uses.",
         "Where an aim is missed, and what other libraries would give: [ADR 50](../docs/adr/0050-the-tunnel-service-has-a-websocket-of-its-own.md), [ADR 34](../docs/adr/0034-the-tunnel-service-stays-on-aiohttp.md).",
     ]
@@ -345,7 +356,7 @@ def main() -> None:
         certificate = make_certificate(Path(folder))
         found = asyncio.run(measured(programs, certificate, idle=args.tunnels, turns=TURNS))
     names = [program.name for program in programs]
-    page = "\n".join(_page(rows(names, found), why_not, args.tunnels)) + "\n"
+    page = "\n".join(_page(rows(names, found), rates(names, found), why_not, args.tunnels)) + "\n"
     print(page)
     if args.write:
         core.put_section(HEADING, page)

@@ -19,6 +19,7 @@ import plots
 import pytest
 import radio
 import relay
+import simulated_relays
 import sizing
 import soak
 import tunnels
@@ -286,6 +287,10 @@ RESULTS_OF_A_PLAN = """# What a sign-in costs the device
 | relay | 20.0 ms | 50 |
 | relying party | 10.0 ms | 100 |
 
+| what | number | each | together |
+| --- | --- | --- | --- |
+| request, answered at once | 12 | 320 µs | 3.83 ms |
+
 # What a waiting companion costs the relay
 
 | what | median | against | median | ratio | aim |
@@ -300,7 +305,7 @@ RESULTS_OF_A_PLAN = """# What a sign-in costs the device
 
 # What a change of an account's state costs in Redis
 
-2048 bytes of memory for an account with one request that waits.
+An account with one request that waits takes 2048 bytes of memory (Redis 7.0.15).
 
 # What several relays on one database cost
 
@@ -321,6 +326,9 @@ def test_a_plan_follows_from_the_results_and_the_assumptions() -> None:
     assert planned["sign-ins a second at the peak"] == "8"
     assert planned["cores, relays and their databases"] == f"{8 * 0.020 * 2 / 0.5:.0f}"
     assert planned["requests that wait at once"] == "240"
+    assert planned["proofs of devices a second at the peak"] == "96"
+    assert planned["a cell: relay processes"] == "2"
+    assert planned["a cell: connections of a relay process at once"] == f"{2 * 240 / 2 / 2:.0f}"
     assert planned["memory for these, in Redis"] == "480.0 KiB"
     assert planned["memory for these, in the relays, under TLS"] == "30.0 MiB"
     assert planned["the accounts at rest, in PostgreSQL"] == "4.0 GiB"
@@ -353,3 +361,17 @@ def test_a_soak_without_a_length_is_refused(minutes: str, monkeypatch: pytest.Mo
     with pytest.raises(SystemExit) as refused:
         soak.main()
     assert refused.value.code == 2
+
+
+def test_a_simulation_has_as_many_submits_a_second_as_its_narrowest_part_lets_through() -> None:
+    parts = simulated_relays.Parts(caller=0.0, relay=0.002, database=0.001, redis=0.0, waiting=0.004)
+
+    def each(relays: int, devices: int, processors: int | None = None) -> float:
+        return simulated_relays.seconds_each(parts, relays=relays, devices=devices, processors=processors)
+
+    assert each(1, 1) == pytest.approx(0.007, rel=0.1)  # a device alone waits for all parts
+    assert each(1, 24) == pytest.approx(0.002, rel=0.1)  # the relay is always busy
+    assert each(2, 24) == pytest.approx(0.001, rel=0.1)
+    assert each(2, 24, processors=2) == pytest.approx(
+        0.0015, rel=0.1
+    )  # and the database shares its processors

@@ -86,6 +86,11 @@ class RedisServer:
         with socket.socket() as asking:
             return asking.connect_ex(("127.0.0.1", self.port)) == 0
 
+    @property
+    def process(self) -> int:
+        """Its process ID."""
+        return self._process.pid
+
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
