@@ -313,7 +313,7 @@ def test_every_extra_has_modules_and_all_has_every_extra() -> None:
 INSTALLS = [
     line.split("  #")[0].strip()
     for line in (ROOT / "docs/how-to/install.md").read_text(encoding="utf-8").splitlines()
-    if line.startswith("    pip install ")
+    if line.startswith("pip install ")
 ]
 
 

@@ -1,6 +1,8 @@
 """Names: one rule, the same as the relying party's, and a terminal that shows them and obeys nothing."""
 
+import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 import relying_party.names
 from headless_passkey.errors import UsageError
 from headless_passkey.process.streams import talk
+from headless_passkey.text import names
 from headless_passkey.text.names import (
     MAX_LABEL,
     is_plain,
@@ -32,6 +35,16 @@ TEXTS = st.text(
     ),
     max_size=100,
 )
+
+
+def test_the_page_lists_the_code_points_of_the_rule() -> None:
+    page = (Path(__file__).parents[2] / "docs/protocol/trust.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```text\n(U\+.*?)^```", page, re.MULTILINE | re.DOTALL)
+    listed = [each.removeprefix("U+").split("\N{EN DASH}") for each in block.split()]
+    ranges = [range(int(each[0], 16), int(each[-1], 16) + 1) for each in listed]
+    everything = "".join(map(chr, range(0x110000)))
+    refused = re.findall(names._NOT_IN_A_NAME, everything)
+    assert refused == sorted(chr(point) for each in ranges for point in each)
 
 
 @pytest.mark.threat("T4")

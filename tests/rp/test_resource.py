@@ -9,6 +9,7 @@ import hmac
 import io
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
+from relying_party import serving
 from relying_party.core.access_tokens import TokenKey
 from relying_party.core.sessions import LATE_SECONDS, Lifetimes
 from relying_party.errors import SetupError, UsageError
@@ -770,15 +772,42 @@ def test_resource_servers_are_origins_with_long_secrets(tmp_path: Path, changes:
 # The example of docs/how-to/resource-server.md
 
 
-@pytest.mark.parametrize("signed", [True, False], ids=["keys", "introspection"])
-async def test_the_example_knows_who_calls(tmp_path: Path, signed: bool) -> None:  # noqa: FBT001
+PAGE = Path(__file__).parents[2] / "docs/how-to/resource-server.md"
+
+
+def page_blocks(language: str) -> list[str]:
+    text = PAGE.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_pages_file_of_secrets_is_taken(tmp_path: Path) -> None:
+    (lines,) = page_blocks("toml")
+    file = tmp_path / "secrets.toml"
+    file.touch(mode=0o600)
+    file.write_text(lines.replace("…", "x" * 32))
+    assert list(serving._secrets(file)) == ["https://api.example"]
+    make_config(tmp_path / "rp.sqlite", resource_secrets=serving._secrets(file))
+
+
+def the_pages_service(origin: str, issuer: str) -> web.Application:
+    """The service of the page, at these addresses."""
+    (code,) = page_blocks("python")
+    names: dict[str, Any] = {}
+    code = code.replace("https://api.example", origin).replace("https://login.example", issuer)
+    exec(compile(code, PAGE.name, "exec"), names)  # noqa: S102  a page of ours
+    service: web.Application = names["service"]
+    return service
+
+
+@pytest.mark.parametrize("signed", [True, False, None], ids=["keys", "introspection", "the page's"])
+async def test_the_example_knows_who_calls(tmp_path: Path, signed: bool | None) -> None:  # noqa: FBT001
     """With clocks that run; tests/end_to_end/test_session.py runs it as a program."""
     origin = f"http://localhost:{reserved_port()}"
     issuer = f"http://localhost:{reserved_port()}"
     config = make_config(
         tmp_path / "rp.sqlite", rp_id="localhost", web_origins=(issuer,), device_origins=(), public_url=issuer,
         resources=(origin,), resource_secrets={origin: SECRET},
-        token_keys=(TokenKey.load(tmp_path / "key.pem"),) if signed else (),
+        token_keys=(TokenKey.load(tmp_path / "key.pem"),) if signed is not False else (),
     )  # fmt: skip
     app = make_app(config)
     server = TestServer(app, host="localhost", port=int(issuer.rpartition(":")[2]))
@@ -786,7 +815,10 @@ async def test_the_example_knows_who_calls(tmp_path: Path, signed: bool) -> None
         site = Site(http=http, app=app, clock=Clock(time()), config=config)
         device = AtAddress(issuer)
         _, answer = await site.register(device, "ada")
-        service = resource_server.make_service(origin, issuer, secret=None if signed else SECRET)
+        if signed is None:
+            service = the_pages_service(origin, issuer)
+        else:
+            service = resource_server.make_service(origin, issuer, secret=None if signed else SECRET)
         async with TestClient(
             TestServer(service, host="localhost", port=int(origin.rpartition(":")[2]))
         ) as api:
@@ -796,7 +828,8 @@ async def test_the_example_knows_who_calls(tmp_path: Path, signed: bool) -> None
                 head = {"Authorization": f"DPoP {device.token}", "DPoP": proof}
                 async with api.get("/me", headers=head) as response:
                     nonce, said = response.headers["DPoP-Nonce"], await response.json(content_type=None)
-    assert said == {"user": answer.body["user"]["handle"], "device": device.key.thumbprint}
+    example = {"device": device.key.thumbprint} if signed is not None else {}
+    assert said == {"user": answer.body["user"]["handle"]} | example
 
 
 class AtAddress(Device):
