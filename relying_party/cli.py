@@ -33,6 +33,7 @@ from relying_party.http.connections import (
     IDLE_SECONDS,
     MAX_SECONDS,
 )
+from relying_party.log_thread import to_stderr, written_by_a_thread
 from relying_party.memory import forbid_core_dumps
 from relying_party.names import printable
 from relying_party.output import forget_stdout, out, without_keys, without_secrets
@@ -66,6 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.json = args.json or as_records
     logging.getLogger().handlers[0].setFormatter(_JsonRecords() if as_records else _PlainLines(LOG_LINE))
     logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
+    serves = tuple(words[:1]) == SERVE
+    with written_by_a_thread() if serves else contextlib.nullcontext():
+        return _run(args, serves=serves)
+
+
+def _run(args: argparse.Namespace, *, serves: bool) -> int:
     try:
         with asyncio.Runner() as runner:
             runner.get_loop()
@@ -75,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RelyingPartyError as error:
         return _fail(error.exit_status, type(error).__name__, str(error), as_json=args.json)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        if tuple(words[:1]) == SERVE:  # told to end in the midst of its start: as when it serves
+        if serves:  # told to end in the midst of its start: as when it serves
             return ExitStatus.DONE
         return _interrupted(as_json=args.json)
     except BrokenPipeError:
@@ -614,10 +621,8 @@ def _say(message: str, args: argparse.Namespace) -> None:
         root = logging.getLogger()
         root.handle(root.makeRecord("relying_party", logging.INFO, "", 0, message, (), None))
         return
-    with contextlib.suppress(OSError):
-        line = json.dumps({"message": message}) if args.json else printable(message, MAX_MESSAGE)
-        # one write: where nothing is buffered, other programs' lines would come between line and end
-        print(f"{line}\n", end="", file=sys.stderr, flush=True)  # noqa: T201
+    line = json.dumps({"message": message}) if args.json else printable(message, MAX_MESSAGE)
+    to_stderr(f"{line}\n")
 
 
 def _interrupted(*, as_json: bool) -> ExitStatus:
@@ -632,6 +637,5 @@ def _fail(status: ExitStatus, kind: str, message: str, *, as_json: bool) -> Exit
         line = json.dumps(members)
     else:
         line = f"relying-party: {message}"
-    with contextlib.suppress(OSError):
-        print(f"{line}\n", end="", file=sys.stderr, flush=True)  # noqa: T201
+    to_stderr(f"{line}\n")
     return status

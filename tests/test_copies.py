@@ -26,6 +26,7 @@ COPIES: Final[Mapping[tuple[str, str], str]] = {
     ("http/addresses", "companion_push/serving/addresses"): "",
     ("http/connections", "companion_push/serving/connections"): "",
     ("http/log_limit", "companion_push/serving/log_limit"): "",
+    ("log_thread", "headless_passkey/process/log_thread"): "",
     ("memory", "headless_passkey/process/memory"): "",
     (
         "cli",

@@ -36,6 +36,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.mends import mend, setup_error, transport_error
 from headless_passkey.process import early_signals
+from headless_passkey.process.log_thread import written_by_a_thread
 from headless_passkey.process.memory import forbid_core_dumps
 from headless_passkey.process.private_file import cannot_write
 from headless_passkey.process.signals import on_termination
@@ -315,6 +316,19 @@ def run(
     if args.log_level in ("warning", "error"):
         # bumble logs failures with tracebacks; ours is one line
         logging.getLogger("bumble").setLevel(logging.CRITICAL)
+    with written_by_a_thread() if _serves(args) else contextlib.nullcontext():
+        return _run(main, args, extra=extra)
+
+
+def _serves(args: argparse.Namespace) -> bool:
+    """Whether this is a server, or waits for others with nobody at its stderr: who reads that must keep nobody waiting."""
+    waits = "waits" in args and args.waits(args) and not (sys.stderr is not None and sys.stderr.isatty())
+    return "log_format" in args or waits
+
+
+def _run(
+    main: Callable[[argparse.Namespace], Coroutine[Any, Any, None]], args: argparse.Namespace, *, extra: str
+) -> int:
     try:
         choose = getattr(args, "choose_loop", None)  # of the servers
         with asyncio.Runner(loop_factory=None if choose is None else choose(args)) as runner:

@@ -1,11 +1,10 @@
 """Standard streams for libraries: a line on stderr, and reads that can be cancelled."""
 
 import asyncio
-import contextlib
 import os
-import sys
-from typing import Final, TextIO
+from typing import Final
 
+from headless_passkey.process.log_thread import to_stderr
 from headless_passkey.text.names import shown_line
 
 STDIN: Final = 0
@@ -13,12 +12,7 @@ STDIN: Final = 0
 
 def talk(*lines: str) -> None:
     """Print lines for people on stderr, since stdout is data. What is not printable in them is spelled out."""
-    stderr: TextIO | None = sys.stderr
-    if stderr is not None:  # closed at the start; print would take stdout instead
-        text = "".join(f"{shown_line(line)}\n" for line in lines)
-        with contextlib.suppress(OSError):
-            # one write: where nothing is buffered, other programs' lines would come between line and end
-            print(text, end="", file=stderr, flush=True)
+    to_stderr("".join(f"{shown_line(line)}\n" for line in lines))
 
 
 async def read_some(descriptor: int) -> bytes:
