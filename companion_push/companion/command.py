@@ -624,7 +624,10 @@ async def remove(args: argparse.Namespace) -> None:
         if guests and not args.introduced and not args.only:
             if terminal is None:
                 raise UsageError("it let others in: say --introduced or --only")
-            also = bool(await terminal.yes("It let these in. Take them out too? y or n:"))
+            answer = await terminal.yes("It let these in. Take them out too? y or n:")
+            if answer is None:  # Ctrl-C: a no to all of it
+                raise NotApproved(Outcome.DECLINED, "nothing has changed")
+            also = answer
         await _verify_user(args, terminal, subject, "take it out")
     names = [subject.name, *(guest.name for guest in guests if also)]
     newest = await membership.remove(*names)

@@ -46,4 +46,4 @@ def terminal_to_ask(stack: contextlib.ExitStack, *, json: bool, expected: str | 
 
 async def go_on(terminal: Terminal | None) -> bool:
     """Ask whether to go on."""
-    return terminal is None or await terminal.yes("Go on? y or n:")
+    return terminal is None or bool(await terminal.yes("Go on? y or n:"))

@@ -134,9 +134,9 @@ class Terminal:
                         self._end_line()
             return None if asking.cancelled() else asking.result()
 
-    async def yes(self, question: str) -> bool:
-        """Ask for y or n; returns whether it was y."""
-        return await self.ask(question, lambda line: _YES_OR_NO.get(line.lower())) or False
+    async def yes(self, question: str) -> bool | None:
+        """Ask for y or n; returns whether it was y, or None for Ctrl-D or Ctrl-C, which mean no."""
+        return await self.ask(question, lambda line: _YES_OR_NO.get(line.lower()))
 
     async def _until_answered(
         self, question: str, answer: Callable[[str], T | None], slip: str | None

@@ -25,7 +25,7 @@ class Asked:
     screen: Screen
     inner: int
 
-    async def answered(self, question: str, *typed: str) -> bool:
+    async def answered(self, question: str, *typed: str) -> bool | None:
         """What a question for yes or no comes to when each of `typed` is typed after it was asked (again)."""
         asking = asyncio.create_task(self.terminal.yes(question))
         for keys in typed:
