@@ -1,12 +1,16 @@
 """Copying a relay's store: all of it or nothing, from a file into PostgreSQL and back."""
 
 import asyncio
+import signal
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import psycopg
 import pytest
 
 from companion_push.errors import StoreBusy, StoreUnusable
@@ -16,7 +20,7 @@ from companion_push.relay.store_place import PostgresUri, StorePlace
 from companion_push.relay.stores import Store, open_store
 from companion_push.relay.transaction import Rows, Transaction
 from postgres_store.database import Statements
-from tests.programs import run
+from tests.programs import Program, run, running
 from tests.relay.household import Household, Relay, fresh_id, running_relay
 from tests.relay.stores import of_files, postgres, query
 
@@ -35,6 +39,14 @@ def database(tmp_path: Path) -> PostgresUri:
 
 def contents(place: StorePlace) -> dict[str, list[tuple[object, ...]]]:
     return {table: sorted(query(place, f"SELECT * FROM {table}"), key=repr) for table in TABLES}  # noqa: S608
+
+
+def digests(place: StorePlace) -> dict[str, list[bytes]]:
+    """A hash of each row."""
+    return {
+        table: sorted(sha256(repr(row).encode()).digest() for row in query(place, f"SELECT * FROM {table}"))  # noqa: S608
+        for table in TABLES
+    }
 
 
 @asynccontextmanager
@@ -143,6 +155,105 @@ async def test_a_copy_that_is_stopped_anywhere_has_copied_nothing_and_can_be_beg
                 assert contents(database) == empty
             stops += 1
     assert stops > len(TABLES)  # in the middle of rows too
+    assert contents(database) == contents(file)
+
+
+HELD: Final = 8_273  # a lock of PostgreSQL that the test holds, and nobody else knows
+
+
+class Barrier:
+    """A place in the database at which whoever comes there waits: at a row of a table, or at the commit."""
+
+    def __init__(self, database: PostgresUri) -> None:
+        self._database = database
+        query(
+            database,
+            "CREATE FUNCTION waits() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE before bigint; BEGIN"
+            " EXECUTE format('SELECT count(*) FROM %I', TG_TABLE_NAME) INTO before;"
+            " IF before >= TG_ARGV[0]::int THEN PERFORM pg_advisory_xact_lock(TG_ARGV[1]::int); END IF; RETURN NEW; END $$",
+        )
+
+    @contextmanager
+    def at_row(self, table: str, number: int) -> Iterator[None]:
+        with self._made(table, f"CREATE TRIGGER barrier BEFORE INSERT ON {table} FOR EACH ROW", number):
+            yield
+
+    @contextmanager
+    def at_commit(self, table: str) -> Iterator[None]:
+        deferred = (
+            f"CREATE CONSTRAINT TRIGGER barrier AFTER INSERT ON {table} INITIALLY DEFERRED FOR EACH ROW"
+        )
+        with self._made(table, deferred, 0):
+            yield
+
+    @contextmanager
+    def _made(self, table: str, trigger: str, number: int) -> Iterator[None]:
+        """While it is there, it lets nobody pass."""
+        query(self._database, f"{trigger} EXECUTE FUNCTION waits({number}, {HELD})")
+        with psycopg.connect(self._database.uri, autocommit=True) as held:
+            held.execute(b"SELECT pg_advisory_lock(%d)" % HELD)
+            yield
+        while self._count("granted") or self._count("NOT granted"):
+            time.sleep(0.01)
+        query(self._database, f"DROP TRIGGER barrier ON {table}")
+
+    def waits(self) -> bool:
+        return self._count("NOT granted") == 1
+
+    def _count(self, which: str) -> int:
+        locks = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = {HELD} AND {which}"  # noqa: S608
+        ((count,),) = query(self._database, locks)
+        return int(count)
+
+    async def kills(self, program: Program) -> None:
+        """End who waits here, by SIGKILL."""
+        while not self.waits():
+            assert program.process.returncode is None, await program.stderr()
+            await asyncio.sleep(0.01)
+        assert await program.end(signal.SIGKILL) == -signal.SIGKILL
+
+
+async def test_a_copy_that_is_killed_anywhere_has_copied_nothing_or_all_and_is_begun_again(
+    file: Path, database: PostgresUri
+) -> None:
+    """What it had sent until then the server does, which may be all of the last tables, and the commit."""
+    async with a_household(file) as (_, home, _):
+        pass
+    # more than waits in sockets on the way
+    long = "WITH RECURSIVE n(v) AS (SELECT 1000 UNION ALL SELECT v + 1 FROM n WHERE v < 1039)"
+    account = home.account
+    query(file, f"{long} INSERT INTO rings SELECT '{account}', v, randomblob(32), zeroblob(262144) FROM n")  # noqa: S608
+    words = ("companion_push", "store", "copy", "--store", str(file), "--to", str(database))
+    rows = digests(file)
+    empty: dict[str, list[bytes]] = {table: [] for table in TABLES}
+    barrier = Barrier(database)
+    filled = [table for table in TABLES if rows[table]]
+    last = [(table, len(rows[table]) - 1) for table in filled[-2:]]
+    for table, number in [("accounts", 0), ("rings", 20), *last]:
+        with barrier.at_row(table, number):
+            async with running(*words) as program:
+                await barrier.kills(program)
+        if (table, number) in last and digests(database) == rows:
+            query(database, f"TRUNCATE {', '.join(TABLES)}")
+        assert digests(database) == empty
+    status, _, said = await run(*words)
+    assert (status, digests(database)) == (0, rows), said
+    assert digests(file) == rows
+
+
+async def test_a_copy_that_is_killed_at_its_commit_is_whole_and_no_second_one_doubles_it(
+    file: Path, database: PostgresUri
+) -> None:
+    async with a_household(file):
+        pass
+    words = ("companion_push", "store", "copy", "--store", str(file), "--to", str(database))
+    barrier = Barrier(database)
+    with barrier.at_commit("accounts"):
+        async with running(*words) as program:
+            await barrier.kills(program)
+    assert contents(database) == contents(file)
+    status, _, said = await run(*words)
+    assert (status, "not empty" in said) == (10, True)
     assert contents(database) == contents(file)
 
 
