@@ -202,7 +202,7 @@ async def _settle(
         await database.transact(work)
     except StoreUnavailable as error:
         said = f"{error}: a running relay erases what waited for the account in some minutes"
-        say(args, f"warning: {said}", stage="warning")
+        say(args, f"warning: {said}", stage="warning", message=said)
 
 
 async def _poll_only(args: argparse.Namespace) -> None:

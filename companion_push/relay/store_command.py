@@ -139,7 +139,7 @@ async def _check(args: argparse.Namespace) -> None:
 
 def _tell(args: argparse.Namespace, found: "Checked | Looked") -> None:
     for warning in found.warnings:
-        say(args, f"warning: {warning}", stage="warning")
+        say(args, f"warning: {warning}", stage="warning", message=warning)
     say(args, f"{found.engine}: well", stage="checked", engine=found.engine)
 
 
