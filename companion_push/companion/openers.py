@@ -14,7 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 from companion_push.companion import qr
 from companion_push.companion.phone import Announced, SoftwarePhone
@@ -26,6 +26,7 @@ from headless_passkey.process.tasks import end_quietly
 from headless_passkey.process.terminal import Terminal
 
 _LAUNCH_TIMEOUT: Final = 30.0  # seconds that a launcher may run
+_OVER_TIMEOUT: Final = 5.0  # seconds that a command may go on after its request has ended
 _KILL_TIMEOUT: Final = 3.0  # seconds that a child may take to end after SIGTERM
 
 
@@ -101,7 +102,7 @@ class SystemLauncher:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Runs a program of the user's choice, with the URL as one line on its stdin."""
+    """Runs a program of the user's choice, with the URL as one line on its stdin; ends it when the request has ended."""
 
     words: tuple[str, ...]
     handed_over: ClassVar[str] = "handed to the opener command"
@@ -123,7 +124,7 @@ class Command:
     async def open(self, opening: Opening) -> AsyncIterator[None]:
         async with _child(self.words, f"{opening.url}\n".encode("ascii")) as process:
             yield
-            await _ended_well(process, "the opener command", opening.seconds)
+            await _ended_well(process, "the opener command", opening.seconds, over=opening.over)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -253,14 +254,31 @@ async def _child(words: Sequence[str], line: bytes | None) -> AsyncIterator[asyn
         await _end(process)
 
 
-async def _ended_well(process: asyncio.subprocess.Process, what: str, timeout: float) -> None:  # noqa: ASYNC109
+async def _ended_well(
+    process: asyncio.subprocess.Process,
+    what: str,
+    timeout: float,  # noqa: ASYNC109
+    *,
+    over: asyncio.Event | None = None,
+) -> None:
+    """Wait until a child ends by itself, which `_child` ends otherwise. over: when set, it has nothing left to do."""
+    ended = asyncio.ensure_future(process.wait())
+    waited_for: list[asyncio.Future[Any]] = [ended]
+    if over is not None:
+        waited_for.append(asyncio.ensure_future(over.wait()))
     try:
-        async with asyncio.timeout(timeout):
-            status = await process.wait()
-    except TimeoutError as error:
-        raise TransportError(f"{what} did not end within {timeout:.0f} s") from error
-    if status != 0:
-        raise TransportError(f"{what} ended with status {status}")
+        await asyncio.wait(waited_for, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        is_over = over is not None and over.is_set()
+        if not ended.done() and is_over:
+            await asyncio.wait({ended}, timeout=_OVER_TIMEOUT)
+    finally:
+        await end_quietly(*waited_for)
+    if process.returncode is None:
+        if is_over:
+            return
+        raise TransportError(f"{what} did not end within {timeout:.0f} s")
+    if process.returncode != 0:
+        raise TransportError(f"{what} ended with status {process.returncode}")
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

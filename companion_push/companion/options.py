@@ -270,7 +270,11 @@ def _add_run(commands: Any) -> None:
         "(default), the system's URL launcher "
         "(in whose arguments every user of this machine can read the URL), a command with the URL on stdin, or the software phone",
     )
-    run.add_argument("--opener-command", metavar="CMD", help="for --opener command: what to start")
+    run.add_argument(
+        "--opener-command",
+        metavar="CMD",
+        help="for --opener command: what to start, and to end 5 s after its request has ended",
+    )
     run.add_argument(
         "--consent",
         choices=("ask", "accept", "decline"),

@@ -307,7 +307,7 @@ complete -c companion-push -n '_shtab_companion_push_using companion run' -l log
 complete -c companion-push -n '_shtab_companion_push_using companion run' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
 complete -c companion-push -n '_shtab_companion_push_using companion run' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
 complete -c companion-push -n '_shtab_companion_push_using companion run' -l opener -xka "qr system command phone" -d 'how the FIDO URL gets to a phone: a QR code on the terminal, or in a file where it does not fit (default), the system'"'"'s URL launcher (in whose arguments every user of this machine can read the URL), a command with the URL on stdin, or the software phone'
-complete -c companion-push -n '_shtab_companion_push_using companion run' -l opener-command -x -d 'for --opener command: what to start'
+complete -c companion-push -n '_shtab_companion_push_using companion run' -l opener-command -x -d 'for --opener command: what to start, and to end 5 s after its request has ended'
 complete -c companion-push -n '_shtab_companion_push_using companion run' -l consent -xka "ask accept decline" -d 'ask at the terminal (default), or answer every request alike, without digits: for tests; accept is taken from the command line only'
 complete -c companion-push -n '_shtab_companion_push_using companion run' -l digits -d 'refuse every request for which the device shows no number to type here (sign-in --match-digits)'
 complete -c companion-push -n '_shtab_companion_push_using companion run' -l once -d 'end when one request has ended'

@@ -415,7 +415,7 @@ _shtab_companion_push_companion_run_options=(
   "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
   "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
   "--opener[how the FIDO URL gets to a phone\: a QR code on the terminal, or in a file where it does not fit (default), the system\'s URL launcher (in whose arguments every user of this machine can read the URL), a command with the URL on stdin, or the software phone]:opener:(qr system command phone)"
-  "--opener-command[for --opener command\: what to start]:CMD:"
+  "--opener-command[for --opener command\: what to start, and to end 5 s after its request has ended]:CMD:"
   "--consent[ask at the terminal (default), or answer every request alike, without digits\: for tests\; accept is taken from the command line only]:consent:(ask accept decline)"
   "--digits[refuse every request for which the device shows no number to type here (sign-in --match-digits)]"
   "--once[end when one request has ended]"

@@ -110,6 +110,41 @@ async def test_a_command_is_ended_when_the_companion_stops(tmp_path: Path) -> No
         os.kill(pid, 0)
 
 
+async def running_command(folder: Path, then: str, what: Opening) -> tuple["asyncio.Task[None]", int]:
+    """A command that has the URL, its process, and what it does `then`, after a line on its fifo `go`."""
+    for name in ("pid", "go"):
+        os.mkfifo(folder / name)
+    note = 'here.joinpath("pid").write_text(str(os.getpid())); here.joinpath("go").read_text();'
+    opener = Command.parse(str(program(folder, f"{note} {then}")))
+    running = asyncio.create_task(through(opener, what))
+    return running, int(await asyncio.to_thread((folder / "pid").read_text))
+
+
+async def test_a_command_whose_request_has_ended_is_ended_and_makes_room_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("companion_push.companion.openers._OVER_TIMEOUT", 0)
+    what = opening(seconds=420.0)
+    running, pid = await running_command(tmp_path, "pass", what)
+    what.over.set()
+    await running
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("status", [0, 7])
+async def test_a_command_may_end_by_itself_after_its_request_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr("companion_push.companion.openers._OVER_TIMEOUT", 60)
+    what = opening(seconds=420.0)
+    running, _ = await running_command(tmp_path, f"sys.exit({status})", what)
+    what.over.set()
+    await asyncio.to_thread((tmp_path / "go").write_text, "go")
+    with contextlib.nullcontext() if status == 0 else pytest.raises(TransportError, match="status 7"):
+        await running
+
+
 @pytest.mark.parametrize("line", ["", "   ", "'", "no-such-program-anywhere --flag"])
 def test_what_cannot_be_started_is_no_command(line: str) -> None:
     with pytest.raises(UsageError):
