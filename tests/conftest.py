@@ -13,6 +13,7 @@ from certificates import Certificate, make_certificate
 from hypothesis import settings
 
 from tests import fork_server
+from tests.left_out import pytest_terminal_summary  # noqa: F401  a hook
 from tests.loop_clock import LoopClock
 from tests.open_things import Open, note_sessions, until_nothing_is_left
 
@@ -116,14 +117,3 @@ def loopback_certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificat
 async def loop_clock() -> LoopClock:
     """The clock of the loop that the test runs in."""
     return LoopClock(asyncio.get_running_loop())
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name in the last lines what was left out."""
-    reasons = {
-        str(report.longrepr[2])
-        for report in terminalreporter.stats.get("skipped", [])
-        if isinstance(report.longrepr, tuple | list)
-    }
-    for reason in sorted(each.removeprefix("Skipped: ") for each in reasons if "not installed" in each):
-        terminalreporter.write_line(f"left out: {reason}")
