@@ -408,6 +408,7 @@ class _Ceremony:
     )  # without the one that has reached its phone
     _trying: asyncio.Task[None] | None = None  # the links, one after another
     _claimer: str | None = None  # the recipient that holds the claim
+    _has_ended: bool = False  # the request has: its error comes next, or it was completed
     _turn: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, at the next progress
     _listening: bool = False
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_ATTEMPTS))
@@ -727,7 +728,7 @@ class _Ceremony:
                     self.report(Stage.RELAY_FORGOT_RINGS, detail)
                 self._note_notified(progress)
                 self._note_refusals(progress.refusals)
-                self._claimer = progress.claimed_by
+                self._claimer, self._has_ended = progress.claimed_by, progress.state.terminal
                 if self._claimer is not None:  # who has claimed has approved, and nobody else is to be asked
                     if (claimer := self._candidates.get(self._claimer)) is not None:
                         claimer.claimed = True
@@ -1053,7 +1054,7 @@ class _Ceremony:
             async with asyncio.timeout(HUNG_UP_TIMEOUT):
                 while self._standing(phone.recipient) is _Standing.ACTIVE:
                     await self._turn.wait()
-        return self._standing(phone.recipient) is not _Standing.ACTIVE
+        return self._standing(phone.recipient) is not _Standing.ACTIVE and not self._has_ended
 
     async def _unless_left(self, phone: PhoneChannel, work: Coroutine[Any, Any, _T]) -> _T:
         """Await `work` with a phone; `_PhoneLeft`, also when `work` is done, once its companion cannot have the claim any more.
@@ -1082,7 +1083,9 @@ class _Ceremony:
         self._check_standing(recipient)
 
     def _check_standing(self, recipient: str) -> None:
-        """Leave a phone whose companion has refused, or where another one has the claim."""
+        """Leave a phone whose companion has refused, or where another one has the claim, while the request lives."""
+        if self._has_ended:
+            return
         match self._standing(recipient):
             case _Standing.OUT:
                 raise _PhoneLeft(refused([self.refusals[recipient]]))

@@ -1476,6 +1476,21 @@ async def test_a_phone_that_hangs_up_since_the_account_is_closed_to_all_ends_the
     assert caught.value is put_out
 
 
+async def test_a_request_that_has_ended_leaves_no_phone_for_another_one(couple: Couple) -> None:
+    async def meanwhile() -> None:
+        await couple.bench.reached(Stage.REQUEST_SENT).wait()
+        failed = Progress(state=RequestState.FAILED, refusals=(refusal("anna", "no-adapter"),))
+        await couple.says(failed)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not couple.bench.air.listening
+        couple.bench.carrier.states.put_nowait(NotApproved(Outcome.CANCELLED, "over"))
+
+    with pytest.raises(NotApproved, match="over"):
+        await couple.sign_in(meanwhile())
+    assert couple.why_left == []
+
+
 @pytest.mark.threat("T12")
 async def test_a_claim_that_wanders_without_end_ends_the_ceremony(
     couple: Couple, monkeypatch: pytest.MonkeyPatch
