@@ -79,7 +79,7 @@ test-set-up:  ## the set-up of all of these, in a fresh environment, with the ol
 ble-test: $(VENV)/check.done  ## real BlueZ on emulated adapters in a throw-away guest; PYTEST="-m short" for some of it
 	@scripts/ble-test $(PYTEST)
 
-interop: $(VENV)/check.done  ## programs of others (Chromium, pxp, kanidm's, snow) with ours, here and in the guest of ble-test; writes what worked into docs/reference/peers.md
+interop: $(VENV)/check.done  ## programs of others (Chromium, pxp, kanidm's, snow) with ours, here and in the guest of ble-test; writes what worked into docs/interop.md
 	@$(BIN)/python scripts/interop $(PYTEST)
 
 keycloak-run: $(VENV)/check.done  ## founding and reset by sign-ins at a real Keycloak, by Maven; writes what worked into docs/how-to/openid-connect.md
@@ -113,7 +113,7 @@ lint: $(VENV)/check.done
 	$(BIN)/python scripts/relay-openapi --check
 	$(BIN)/python benchmarks/plots.py --check
 
-docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cli.md, docs/reference/, docs/interop.md, scripts for completion, screenshots
+docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cli.md, docs/reference/, diagrams, scripts for completion, screenshots
 	$(BIN)/python scripts/cli-docs
 	$(BIN)/python scripts/api-docs
 	$(BIN)/python scripts/completions

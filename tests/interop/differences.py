@@ -1,4 +1,4 @@
-"""What four relying parties say to the same responses: the table of docs/interop.md, which this program writes.
+"""What four relying parties say to the same responses: the table of docs/reference/webauthn-libraries.md, which this program writes.
 
 python -m tests.interop.differences
 """
@@ -53,7 +53,7 @@ from tests.rp.authenticator_double import (
 )
 from tests.rp.clients import RP_ID, WEB_ORIGIN, Browser, Clock, Site, make_config
 
-PAGE: Final = Path(__file__).parents[2] / "docs" / "interop.md"
+PAGE: Final = Path(__file__).parents[2] / "docs" / "reference" / "webauthn-libraries.md"
 INSTALLED: Final = FOLDER / "node_modules" / "@simplewebauthn" / "server"
 OURS: Final = "ours"
 
@@ -318,7 +318,7 @@ async def _ours(site: Site, who: Browser, kind: str, ceremony: str, response: JS
 
 
 def page(registered: Sequence[Row], signed_in: Sequence[Row]) -> str:
-    """docs/interop.md."""
+    """docs/reference/webauthn-libraries.md."""
     return _PAGE.format(
         fido2=version("fido2"),
         py_webauthn=version("webauthn"),
@@ -340,7 +340,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 _PAGE: Final = """\
-# Interoperation with other WebAuthn libraries
+# What other WebAuthn libraries say to the same responses
 
 Our relying party, py_webauthn {py_webauthn}, @simplewebauthn/server {simple} and python-fido2 {fido2}, whose verification ours is built on, are given the same
 responses. Each library is told the challenge, the RP ID, our one origin, the stored public key and counter, to require user presence and verification, and
