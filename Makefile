@@ -38,11 +38,10 @@ test-stores: $(VENV)/check.done  ## the tests of relay and relying party on Post
 	$(if $(IN_CLUSTER),RELAY_TEST_STORE=postgresql RELAY_TEST_STATES=valkey-cluster $(BIN)/python -m pytest $(PARALLEL) -q $(IN_CLUSTER) $(PYTEST))
 
 RACES ?= 100000
-races: $(VENV)/check.done  ## 10^5 requests on every engine, two claims of each at a time: one stands; for the night
+races: $(VENV)/check.done  ## 10^5 requests on every engine, two claims of each at a time: one stands; for the night; RECORD=--write
 	@scripts/install-test-packages postgresql
 	@scripts/install-test-packages redis
-	RELAY_TEST_RACES=$(RACES) $(BIN)/python -m pytest $(PARALLEL) -v --timeout 7200 --durations=0 \
-		tests/relay/test_store_contract.py -k "in_a_race" $(PYTEST)
+	@PYTHONPATH=examples:. $(BIN)/python benchmarks/races.py --races $(RACES) $(RECORD) -- $(PARALLEL) $(PYTEST)
 
 # each profile of hypothesis is in tests/conftest.py
 CORE := tests/hybrid tests/trust

@@ -354,10 +354,10 @@ def _python(code: str) -> str:
 # The machine
 
 
-def made() -> str:
+def made(command: str = COMMAND) -> str:
     """By what, when, from what and where a part of the page was made."""
     return (
-        f"Made by `{COMMAND}` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {_commit()}; {_processor()}, {os.cpu_count()} processors, "
+        f"Made by `{command}` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {_commit()}; {_processor()}, {os.cpu_count()} processors, "
         f"load {BEGAN:.1f} at the begin and {os.getloadavg()[0]:.1f} at the end."
     )
 

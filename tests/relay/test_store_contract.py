@@ -3,8 +3,10 @@
 import asyncio
 import dataclasses
 import itertools
+import json
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
@@ -41,6 +43,7 @@ from companion_push.relay.store_place import StorePlace
 from companion_push.relay.stores import Store, open_store
 from companion_push.relay.transaction import Transaction
 from headless_passkey.request import RequestState
+from postgres_store.copying import engine_of
 from tests.relay import redis_servers
 from tests.relay.household import fresh_id, running_relay
 from tests.relay.redis_servers import ALL_ARE_NEEDED
@@ -50,6 +53,7 @@ from tests.relay.stores import ON_POSTGRES, postgres
 RACES: Final = os.environ.get(
     "RELAY_TEST_RACES"
 )  # how many, of two claims each, on every engine (make races)
+RECORD: Final = os.environ.get("RELAY_TEST_RACES_FILE")  # gets a line of JSON for each engine
 CLAIMERS: Final = 2 if RACES else 8
 ROUNDS: Final = int(RACES or 1250)  # with 8 claims each, 10^4
 SHORTER: Final = ROUNDS if RACES else ROUNDS // 10
@@ -518,6 +522,7 @@ async def test_of_many_claims_in_a_race_over_nodes_one_stands(
             lost[problem.slug] += 1
 
     one = replace(request_of(account), recipients=tuple(names))
+    began = time.monotonic()
     for number in range(engine.rounds):
         request = replace(one, id=f"r{number}")
         await engine.do(lambda store, request=request: submitted(store, request, caches[0]))  # type: ignore[misc]
@@ -526,6 +531,27 @@ async def test_of_many_claims_in_a_race_over_nodes_one_stands(
         await engine.do(lambda store, ended=ended: saved(store, ended))  # type: ignore[misc]
     assert won == Counter(f"r{number}" for number in range(engine.rounds))
     assert lost == {Slug.ALREADY_CLAIMED: engine.rounds * (CLAIMERS - 1)}
+    if RECORD is not None:
+        await record(engine, time.monotonic() - began)
+
+
+async def record(engine: Engine, seconds: float) -> None:
+    """Note what was run, for benchmarks/races.py."""
+    assert RECORD is not None
+    run = {"engine": await name_of(engine), "requests": engine.rounds, "claims": CLAIMERS, "seconds": seconds}
+    with open(RECORD, "a", encoding="utf-8") as file:  # noqa: ASYNC230, PTH123  one line at once, of any worker
+        file.write(json.dumps(run) + "\n")
+
+
+async def name_of(engine: Engine) -> str:
+    """The engine with its version."""
+    match engine.nodes[0]:
+        case Node(database):
+            return (await database.transact(engine_of))[0].partition(" (")[0]
+        case RedisNode(states):
+            return await asyncio.to_thread(lambda: states.look().engine)
+        case MemoryNode():
+            return "memory of one process"
 
 
 async def test_who_alone_writes_a_state_does_not_read_it_before() -> None:
