@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast test-stores races coverage properties mutants check lint types imports docs recording site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run docker-test chaos soak bench lock clean
+.PHONY: help demo test test-fast test-stores races coverage properties mutants check lint types imports docs recording site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run docker-test chaos chaos-deployments soak bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,15 @@ keycloak-run: $(VENV)/check.done  ## founding and reset by sign-ins at a real Ke
 
 chaos: $(VENV)/check.done  ## hundreds of sign-ins while a conductor breaks what can break; CHAOS="--seed 7 --sign-ins 60", CHAOS=--short, CHAOS=--help
 	@PYTHONPATH=examples:. $(BIN)/python -m tests.chaos.run $(CHAOS)
+
+DEPLOYMENTS := file postgres redis valkey-cluster
+NIGHT ?= --sign-ins 120 --seed $(shell date +%Y%m%d)
+chaos-deployments: $(VENV)/check.done  ## the same with each deployment of the relay, which is installed for it, and with another seed each day: for the night; NIGHT=--short
+	@scripts/install-test-packages postgresql
+	@scripts/install-test-packages redis
+	@status=0; for each in $(DEPLOYMENTS); do \
+		PYTHONPATH=examples:. $(BIN)/python -m tests.chaos.run --deployment $$each $(NIGHT) || status=$$?; \
+	done; exit $$status
 
 soak: $(VENV)/check.done  ## sign-ins at a fixed rate for an hour, and the servers' memory and event loops meanwhile; SOAK="--minutes 5"
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/soak.py $(SOAK)

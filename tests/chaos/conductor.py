@@ -422,18 +422,21 @@ class Conductor:
         return self.town.heard[self._began :]
 
     def _check_claims(self, faults: list[Fault]) -> None:
-        """A request is opened by one companion, and no phone answers it twice; where a companion has not kept its claim, another one has it."""
+        """A request is opened by one companion, whose phone answers it once; where a companion has not kept its claim, another one has it.
+
+        Then the device leaves the first phone, which may have answered, for the other one's.
+        """
         opened: dict[str, set[str]] = {}
-        finished: Counter[str] = Counter()
+        finished: Counter[tuple[str, str]] = Counter()
         for each in self._heard():
             request = each.said.get("request")
             if request and each.said.get("stage") == "opened":
                 opened.setdefault(request, set()).add(each.who)
             if request and each.said.get("stage") == "finished":
-                finished[request] += 1
-        for request, count in finished.items():
+                finished[request, each.who] += 1
+        for (request, who), count in finished.items():
             if count > 1:
-                raise Broken(f"request {request} was answered {count} times")
+                raise Broken(f"request {request} was answered {count} times by {who}")
         for request, by in opened.items():
             if len(by) > 1 and not any(self._may_lose_claim(fault, by) for fault in faults):
                 raise Broken(f"request {request} was opened by {sorted(by)}")
