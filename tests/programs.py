@@ -5,8 +5,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -94,3 +94,23 @@ async def run(
     async with running(module, *args, environment=environment) as program:
         stdout = (await program._stdout.read()).decode()
         return await program.process.wait(), stdout, await program.stderr()
+
+
+def fill(writer: int) -> None:
+    """Fill a pipe to its last byte."""
+    os.set_blocking(writer, False)
+    for size in (4096, 1):
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * size)
+    os.set_blocking(writer, True)
+
+
+@contextmanager
+def nobody_reads() -> Iterator[int]:
+    """A pipe for the stderr of a program, which takes nothing more."""
+    reader, writer = os.pipe()
+    fill(writer)
+    yield writer
+    os.close(writer)
+    os.close(reader)

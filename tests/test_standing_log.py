@@ -16,28 +16,9 @@ import pytest
 
 from headless_passkey.process import log_thread
 from headless_passkey.process.log_thread import LineWriter
-from tests.programs import ROOT
+from tests.programs import ROOT, fill, nobody_reads
 from tests.test_servers import PATIENCE, PROGRAMS
 from tests.test_serving import port_of, words
-
-
-def fill(writer: int) -> None:
-    """Fill a pipe to its last byte."""
-    os.set_blocking(writer, False)
-    for size in (4096, 1):
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(writer, b"x" * size)
-    os.set_blocking(writer, True)
-
-
-@contextlib.contextmanager
-def nobody_reads() -> Iterator[int]:
-    reader, writer = os.pipe()
-    fill(writer)
-    yield writer
-    os.close(writer)
-    os.close(reader)
 
 
 @contextlib.contextmanager

@@ -17,8 +17,10 @@ from headless_passkey.account import enrolment
 from headless_passkey.trust.envelope import new_request_id
 from headless_passkey.trust.invitation import Invitation
 from tests.companion.family import Companion, Frame, Hands, enrolled
-from tests.companion.program import Program, at_terminal, outcome, running
+from tests.companion.program import PROGRAM, ROOT, Program, at_terminal, outcome, running
+from tests.programs import nobody_reads
 from tests.relay.household import Household, Relay
+from tests.screen import TIMEOUT
 from tests.trust.people import ACCOUNT, device, reseal
 
 UNASKED = ["--yes", "--without-number"]  # and for devices --any-rp-id
@@ -420,6 +422,30 @@ async def test_what_is_pending_is_dealt_with_and_the_program_ends(
     async with anna_outside.running("--pending") as program:
         await program.until_stage("opened")
         assert await program.ended() == 0
+
+
+async def test_a_companion_in_the_background_answers_and_ends_where_nobody_reads_what_it_says(
+    anna_outside: Someone, frame: Frame
+) -> None:
+    with nobody_reads() as stderr:
+        process = await asyncio.create_subprocess_exec(
+            *PROGRAM,
+            *map(str, anna_outside.words()),
+            cwd=ROOT,
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=stderr,
+        )
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                name = await frame.ask(anna_outside.caller)
+                while await frame.state_of(name) != "opened":  # noqa: ASYNC110  a program's state
+                    await asyncio.sleep(0.05)
+                process.terminate()
+                assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 async def test_a_declined_request_is_6(anna_outside: Someone, frame: Frame) -> None:
