@@ -63,7 +63,7 @@ _AWAY_SECONDS: Final = 1.0  # for which what did not answer is not asked: thousa
 # seconds after the end of a value until it expires: the sweep comes first, and the server's clock may jump by that much
 _LATER: Final = 86_400.0
 _VERSION: Final = 8  # bytes
-_ALL: Final = "all"  # who is asked: the one server, or all nodes of a Cluster
+_ALL: Final = "all"  # who is asked: the one server
 _NO_ANSWER: Final = "the account states do not answer: "
 _NOT_TAKEN: Final = "the server does not take this user with this password"
 _AT_ONCE: Final = 32  # buckets that are asked at once
@@ -138,6 +138,9 @@ class RedisStates:
         # until when what did not answer is not asked, by the monotonic clock, and why
         self._away: dict[int | str, tuple[float, str]] = {}
         self._answered = _ALL  # when anybody was asked last
+        self._unlisted: set[str | None] = (
+            set()
+        )  # nodes whose accounts could not be listed, as was logged last
         self._trying = threading.Lock()
         self._scripts: dict[str, str] = {}  # their hashes
         self._new_nodes: _NewNodes | None = None  # of a Cluster
@@ -171,18 +174,62 @@ class RedisStates:
         return {key: sealed for key, sealed in zip(wanted, found, strict=bool(found)) if sealed is not None}
 
     def due(self, now: float, after: str | None) -> list[str]:
-        """As `StateStore.due`. The order is that of the buckets, and of the accounts in each."""
+        """As `StateStore.due`. The order is that of the buckets, and of the accounts in each.
+
+        Accounts of a node that does not answer are left out, unless none does.
+        """
         found: list[str] = []
+        nodes: dict[str | None, StoreUnavailable | None] = {}  # that were asked, and how they failed
         first = 0 if after is None else _bucket(after)
         for begin in range(first, BUCKETS, _AT_ONCE):
-            found += self._due(range(begin, min(begin + _AT_ONCE, BUCKETS)), now, after)
+            found += self._due(range(begin, min(begin + _AT_ONCE, BUCKETS)), now, after, nodes)
             if len(found) >= account_states.PORTION:
                 break
+        failures = [failed for failed in nodes.values() if failed is not None]
+        if failures and len(failures) == len(nodes):
+            raise failures[0]
+        for node, failed in nodes.items():
+            self._tell(node, failed)
         return found[: account_states.PORTION]
 
-    def _due(self, buckets: range, now: float, after: str | None) -> list[str]:
+    def _due(
+        self,
+        buckets: range,
+        now: float,
+        after: str | None,
+        nodes: dict[str | None, StoreUnavailable | None],
+    ) -> list[str]:
+        """List the accounts of these buckets, node by node, and note how nodes failed; None is for slots that no node has."""
+        by_node: dict[str | None, list[int]] = {}
+        for bucket in buckets:
+            name = self._asked(bucket)[1]
+            by_node.setdefault(name if isinstance(name, str) else None, []).append(bucket)
+        found: list[str] = []
+        for node, its in by_node.items():
+            if nodes.get(node) is not None:  # each try of it takes its time
+                continue
+            try:
+                found += self._due_at(its, now, after)
+            except StoreUnavailable as error:
+                nodes[node] = error
+            else:
+                nodes.setdefault(node, None)
+        return sorted(found, key=lambda account: (_bucket(account), account))
+
+    def _tell(self, node: str | None, failed: StoreUnavailable | None) -> None:
+        """Log that the accounts of a node cannot be listed, and that they can: once each."""
+        if failed is not None and node not in self._unlisted:
+            logger.warning("the accounts of a node of the Cluster cannot be swept: %s", failed)
+            self._unlisted.add(node)
+        if failed is None and node in self._unlisted:
+            logger.warning("the accounts of a node of the Cluster can be swept again")
+            self._unlisted.discard(node)
+
+    def _due_at(self, buckets: list[int], now: float, after: str | None) -> list[str]:
+        """List the accounts of buckets that are on one node."""
         listed = self._each(
-            lambda asked: [asked.zrangebyscore(self._list(bucket), "-inf", repr(now)) for bucket in buckets]
+            buckets[0],
+            lambda asked: [asked.zrangebyscore(self._list(bucket), "-inf", repr(now)) for bucket in buckets],
         )
         names = [self._accounts(bucket, found) for bucket, found in zip(buckets, listed, strict=True)]
         accounts = [
@@ -190,14 +237,16 @@ class RedisStates:
             for account in chain.from_iterable(names)
             if after is None or (_bucket(account), account) > (_bucket(after), after)
         ]
-        there = self._each(lambda asked: [asked.exists(self._keys(account)[0]) for account in accounts])
+        there = self._each(
+            buckets[0], lambda asked: [asked.exists(self._keys(account)[0]) for account in accounts]
+        )
         for account, exists in zip(accounts, there, strict=True):
             if not exists:
                 self._unlist(account)
         return [account for account, exists in zip(accounts, there, strict=True) if exists]
 
-    def _each(self, questions: Callable[[Any], list[Any]]) -> list[Any]:
-        """Ask several questions at once; the answer to one that meets a key of another type is that error."""
+    def _each(self, bucket: int, questions: Callable[[Any], list[Any]]) -> list[Any]:
+        """Ask several questions at once of the node that has a bucket; the answer to one that meets a key of another type is that error."""
 
         def asked(client: Any) -> list[Any]:
             pipeline = client.pipeline(transaction=False)
@@ -210,7 +259,7 @@ class RedisStates:
                     raise answer
             return answers
 
-        return self._ask(None, asked)
+        return self._ask(bucket, asked)
 
     def _accounts(self, bucket: int, listed: list[bytes] | Exception) -> list[str]:
         """The accounts of a list, in order. What no relay has written there is deleted."""
@@ -219,7 +268,7 @@ class RedisStates:
         if len(accounts) == len(names) and not isinstance(listed, Exception):
             return accounts
         others = [name for name in names if _account(name, bucket) is None] or [b""]
-        self._ask(None, lambda client: self._run(client, _CLEAR_LIST, (self._list(bucket),), others))
+        self._ask(bucket, lambda client: self._run(client, _CLEAR_LIST, (self._list(bucket),), others))
         logger.error("the store has lost when accounts are to be swept: something else was in its place")
         return accounts
 
@@ -291,8 +340,8 @@ class RedisStates:
         self._scripts[script] = _hash(script)
         return done
 
-    def _ask(self, account: str | int | None, question: Callable[[Any], T]) -> T:
-        """Ask the server of an account or a bucket, or all of them. `StoreUnavailable` when it does not answer, or did not a moment ago.
+    def _ask(self, account: str | int, question: Callable[[Any], T]) -> T:
+        """Ask the server of an account or a bucket. `StoreUnavailable` when it does not answer, or did not a moment ago.
 
         Where it did not, one transaction tries it again, and all others are refused until that knows: each has a connection to
         the database, and whoever needs no state would wait for them.
@@ -313,9 +362,9 @@ class RedisStates:
         self._tried(tried)
         return answer
 
-    def _asked(self, account: str | int | None) -> tuple[int | str, int | str]:
+    def _asked(self, account: str | int) -> tuple[int | str, int | str]:
         """Who is asked for an account or a bucket: in a Cluster its slot, by its bucket, and the node that has that."""
-        if account is None or not isinstance(self.client, RedisCluster):
+        if not isinstance(self.client, RedisCluster):
             return _ALL, _ALL
         bucket = _bucket(account) if isinstance(account, str) else account
         try:
@@ -427,14 +476,16 @@ class RedisStates:
         return settings
 
     def look(self) -> "Looked":
-        """Look at the servers. `StoreUnusable` where one cannot be what is needed."""
-        with _translated():
-            if isinstance(self.client, RedisCluster):
-                nodes = self.client.get_primaries()  # type: ignore[no-untyped-call]
-                told = [self.client.info(target_nodes=node) for node in nodes]
-            else:
-                told = [self.client.info()]
+        """Look at the servers: of a Cluster at those primaries that answer. `StoreUnusable` where one cannot be what is needed."""
         warnings: dict[str, None] = {}
+        if isinstance(self.client, RedisCluster):
+            nodes = self.client.get_primaries()  # type: ignore[no-untyped-call]
+            told = self._told(nodes)
+            if away := len(nodes) - len(told):
+                warnings[f"{away} of {len(nodes)} primaries do not answer: their accounts are refused"] = None
+        else:
+            with _translated():
+                told = [self.client.info()]
         for each in told:
             if int(str(each["redis_version"]).partition(".")[0]) < OLDEST:
                 raise _unusable("the server is older than Redis 7", SetupReason.STATE_INCOMPATIBLE)
@@ -453,6 +504,20 @@ class RedisStates:
         return Looked(
             engine=f"{engine}, {len(told)} primaries" if self.is_cluster else engine, warnings=tuple(warnings)
         )
+
+    def _told(self, nodes: "list[ClusterNode]") -> list[Any]:
+        """What nodes say of themselves, those that answer. `StoreUnavailable` when none does."""
+        told: list[Any] = []
+        failed = StoreUnavailable(f"{_NO_ANSWER}the Cluster has no primary")
+        for node in nodes:
+            try:
+                with _translated():
+                    told.append(self.client.info(target_nodes=node))
+            except StoreUnavailable as error:
+                failed = error
+        if not told:
+            raise failed
+        return told
 
     def close(self) -> None:
         client = getattr(self, "client", None)

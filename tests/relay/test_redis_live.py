@@ -66,8 +66,10 @@ def beside(account: str) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def a_node_and_a_new_one(engine: str) -> AsyncIterator[tuple[RedisServer, RedisServer]]:
-    """A Cluster of one primary that has all slots, and of one that has none yet."""
+async def a_node_and_a_new_one(
+    engine: str, *, halves: bool = False
+) -> AsyncIterator[tuple[RedisServer, RedisServer]]:
+    """A Cluster of one primary that has all slots, and of one that has none yet. halves: that has the first half of them."""
     buses = [reserved_port(), reserved_port()]
     made: list[RedisServer] = []
     try:
@@ -75,7 +77,11 @@ async def a_node_and_a_new_one(engine: str) -> AsyncIterator[tuple[RedisServer, 
             settings = ("cluster-enabled yes", f"cluster-port {bus}", "cluster-node-timeout 60000")
             made.append(await asyncio.to_thread(RedisServer, engine, *settings))
         old, new = made
-        old.do("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        old.do("CLUSTER", "ADDSLOTSRANGE", 8192 if halves else 0, 16383)
+        if halves:
+            new.do("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
+        for epoch, each in enumerate(made, 1):
+            each.do("CLUSTER", "SET-CONFIG-EPOCH", epoch)
         new.do("CLUSTER", "MEET", "127.0.0.1", old.port, buses[0])
         await asyncio.to_thread(
             redis_servers.until,
@@ -107,22 +113,23 @@ async def test_while_a_node_is_away_its_accounts_are_refused_at_once_and_the_oth
     engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_module, "monotonic", lambda: 100.0)
-    async with a_node_and_a_new_one(engine) as (old, new):
-        give(range(8192), to=new, at=[new, old])
-        async with open_redis(RedisPlace(hosts=(("127.0.0.1", old.port),))) as states:
-            names = [f"account {number}" for number in range(100)]
-            lost = [name for name in names if served_by(states, name) == new.port]
-            kept = [name for name in names if served_by(states, name) == old.port]
-            for name in names:
-                assert states.cas(write(name, 5)) is None
-            new.kill()
-            with pytest.raises(StoreUnavailable, match="do not answer"):
-                states.load(lost[0])
-            for name in lost:
-                with pytest.raises(StoreUnavailable, match="a moment ago"):
-                    states.load(name)
-            for name in kept:
-                assert states.load(name) == Value(5, b"value")
+    async with (
+        a_node_and_a_new_one(engine, halves=True) as (old, new),
+        open_redis(RedisPlace(hosts=(("127.0.0.1", old.port),))) as states,
+    ):
+        names = [f"account {number}" for number in range(100)]
+        lost = [name for name in names if served_by(states, name) == new.port]
+        kept = [name for name in names if served_by(states, name) == old.port]
+        for name in names:
+            assert states.cas(write(name, 5)) is None
+        new.kill()
+        with pytest.raises(StoreUnavailable, match="do not answer"):
+            states.load(lost[0])
+        for name in lost:
+            with pytest.raises(StoreUnavailable, match="a moment ago"):
+                states.load(name)
+        for name in kept:
+            assert states.load(name) == Value(5, b"value")
 
 
 @pytest.mark.threat("T17")
@@ -131,9 +138,8 @@ async def test_a_relay_is_ready_while_some_node_is_there_and_not_while_the_clust
 ) -> None:
     monkeypatch.setattr(readiness, "SHARED_SECONDS", 0.0)
     monkeypatch.setattr(redis_module, "_AWAY_SECONDS", 0.0)
-    async with a_node_and_a_new_one(engine) as nodes:
+    async with a_node_and_a_new_one(engine, halves=True) as nodes:
         old, new = nodes
-        give(range(8192), to=new, at=[new, old])
         place = RedisPlace(hosts=(("127.0.0.1", old.port),))
         async with open_redis(place) as states, a_house(tmp_path, place) as house:
             assert await is_ready(house) == 200
@@ -153,6 +159,44 @@ async def test_a_relay_is_ready_while_some_node_is_there_and_not_while_the_clust
             assert await is_ready(house) == 200
             left.kill()
             assert await is_ready(house) == 503
+
+
+@pytest.mark.usefixtures("asked_at_once")
+@pytest.mark.threat("T17")
+async def test_while_a_node_is_away_a_relay_starts_and_the_accounts_of_the_others_are_swept(
+    engine: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_node_and_a_new_one(engine, halves=True) as (old, new):
+        place = RedisPlace(hosts=(("127.0.0.1", old.port),))
+        async with open_redis(place) as states, a_house(tmp_path, place) as house:
+            names = [f"account {number}" for number in range(100)]
+            kept = {name for name in names if served_by(states, name) == old.port}
+            assert 0 < len(kept) < len(names)
+            for name in names:
+                assert states.cas(write(name, 5)) is None
+            assert set(states.due(1.0, None)) == set(names)
+            home = house.home
+            while served_by(states, home.account) != old.port:
+                home = await house.relay.household(fresh_id())
+            await home.devices[0].submit(home.companions[0])
+            new.kill()
+            async with open_redis(place) as later:
+                assert "1 of 2 primaries do not answer" in later.look().warnings[0]
+                for each in (states, later):
+                    assert set(each.due(1.0, None)) & set(names) == kept
+            caplog.clear()
+            endpoints = house.relay.app[RELAY]
+            for _ in range(2):
+                house.relay.clock.ahead += 300
+                await endpoints._in_portions(operations.sweep, operations.sweep_of)
+            (line,) = said(caplog)
+            assert line.startswith(
+                "the accounts of a node of the Cluster cannot be swept: the account states"
+            )
+            assert home.account not in states.due(house.relay.clock(), None)
+            old.kill()
+            with pytest.raises(StoreUnavailable):
+                states.due(1.0, None)
 
 
 async def is_ready(house: House) -> int:
