@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import WSMsgType
 
-from headless_passkey.hybrid.tunnel_url import CloseReason, new_url
+from headless_passkey.hybrid.tunnel_url import CloseReason, connect_url, new_url
 from headless_passkey.net import tunnel as tunnel_module
 from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
 from tests.loop_clock import LoopClock
@@ -93,10 +93,16 @@ async def test_a_service_that_stops_says_so_to_both_ends(start: test_app.Start) 
 async def test_a_tunnel_whose_time_is_up_says_so_to_both_ends(
     start: test_app.Start, loop_clock: LoopClock
 ) -> None:
-    async with start(silence=1e6) as service, service.both() as ends:
-        loop_clock.passes(601)
-        for end in ends:
-            assert str(await test_app.ended(end)) == f"{S} closed the tunnel: its time was up"
+    async with (
+        start(silence=1e6) as service,
+        open_tunnel(new_url(service.base, test_app.TUNNEL_ID), tls=service.tls, silence=1e6) as first,
+    ):
+        assert first.routing_id is not None
+        url = connect_url(service.base, first.routing_id, test_app.TUNNEL_ID)
+        async with open_tunnel(url, tls=service.tls, silence=1e6) as second:
+            loop_clock.passes(3600)
+            for end in (first, second):
+                assert str(await test_app.ended(end)) == f"{S} closed the tunnel: its time was up"
 
 
 async def test_a_tunnel_whose_place_others_needed_says_so(start: test_app.Start) -> None:
