@@ -50,15 +50,52 @@ class Parties:
         self.programs.append(program)
         return program
 
-    async def scans(self, url: str, *, radio: str, uv: str = "accept") -> Program:
-        """A phone that was given a FIDO URL, as by a camera."""
-        phone = await self.run(
-            "phone", "companion-push", "phone", "--url", "-", "--credentials", self.folder / "passkeys.json",
+    async def phone(self, *options: str | Path, radio: str, uv: str = "accept") -> Program:
+        """A phone, whose files are the same each time."""
+        return await self.run(
+            "phone", "companion-push", "phone", *options, "--credentials", self.folder / "passkeys.json",
             "--radio", radio, "--tunnel", f"{NUMBER}=wss://{HOST}", "--ca", self.certificate.ca, "--uv", uv,
             "--json", "--timeout", f"{PATIENCE:g}",
         )  # fmt: skip
+
+    async def scans(self, url: str, *options: str | Path, radio: str, uv: str = "accept") -> Program:
+        """A phone that was given a FIDO URL, as by a camera."""
+        phone = await self.phone("--url", "-", *options, radio=radio, uv=uv)
         await phone.write(url)
         return phone
+
+    async def client(self, program: str, *words: str, log: str) -> "Client":
+        """A program of ours around a crate. log: what the crate logs, in the terms of its RUST_LOG."""
+        environment = {"SSL_CERT_FILE": str(self.certificate.ca), "RUST_LOG": log}
+        return Client(await self.run(Path(program).name, program, *words, environment=environment))
+
+    @property
+    def links(self) -> Path:
+        """Where the phone keeps its links."""
+        return self.folder / "links.json"
+
+    @property
+    def own_radio(self) -> str:
+        """A controller of the phone's own, which both adapters hear: a client takes either, and not always the same."""
+        return f"bumble:{self.guest.air}"
+
+
+@dataclass
+class Client:
+    """A program of ours around a crate, by the lines that it reads and prints: a word and a value."""
+
+    program: Program
+
+    async def says(self, word: str) -> str:
+        """The value of the next line, which has this word."""
+        line = await self.program.line(timeout=PATIENCE)
+        assert line.split(" ")[0] == word, "\n".join([line, *self.program.said])
+        return line.partition(" ")[2]
+
+    async def type(self, line: str) -> None:
+        assert self.program.process.stdin is not None
+        self.program.process.stdin.write(f"{line}\n".encode())
+        await self.program.process.stdin.drain()
 
 
 @contextmanager

@@ -38,7 +38,7 @@ async def lines(asking: Program, beginning: str) -> list[str]:
 async def scanned(parties: Parties, asking: Program, *, uv: str = "accept") -> int:
     """How the phone ends that scans the code which the client shows next."""
     url = (await lines(asking, "FIDO:/"))[-1]
-    phone = await parties.scans(url, radio=f"bumble:{parties.guest.air}", uv=uv)
+    phone = await parties.scans(url, radio=parties.own_radio, uv=uv)
     return await phone.wait(timeout=PATIENCE)
 
 
