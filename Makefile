@@ -78,7 +78,7 @@ test-set-up:  ## the set-up of all of these, in a fresh environment, with the ol
 ble-test: $(VENV)/check.done  ## real BlueZ on emulated adapters in a throw-away guest; PYTEST="-m short" for some of it
 	@scripts/ble-test $(PYTEST)
 
-interop: $(VENV)/check.done  ## programs of others (Chromium, pxp, kanidm's, snow) with ours, here and in the guest of ble-test; writes what worked into docs/interop.md
+interop: $(VENV)/check.done  ## programs of others (Chromium, libwebauthn, pxp, kanidm's, snow) with ours, here and in the guest of ble-test; writes what worked into docs/interop.md
 	@$(BIN)/python scripts/interop $(PYTEST)
 
 keycloak-run: $(VENV)/check.done  ## founding and reset by sign-ins at a real Keycloak, by Maven; writes what worked into docs/how-to/openid-connect.md
