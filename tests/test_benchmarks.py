@@ -17,6 +17,7 @@ import linked
 import measure
 import plots
 import pytest
+import races
 import radio
 import relay
 import simulated_relays
@@ -375,3 +376,34 @@ def test_a_simulation_has_as_many_submits_a_second_as_its_narrowest_part_lets_th
     assert each(2, 24, processors=2) == pytest.approx(
         0.0015, rel=0.1
     )  # and the database shares its processors
+
+
+RACE: dict[str, Any] = {"engine": "SQLite 3.40.1", "requests": 100_000, "claims": 2, "seconds": 90.0}
+
+
+def test_races_are_recorded_with_engine_version_and_number() -> None:
+    page = races.page([RACE, RACE | {"engine": "PostgreSQL 15.18", "requests": 1000}])
+    assert "Made by `make races` on " in page
+    assert [line for line in page.splitlines() if "QL" in line] == [
+        "| PostgreSQL 15.18 | 1 000 | 2 | 0 | 1.5 |",
+        "| SQLite 3.40.1 | 100 000 | 2 | 0 | 1.5 |",
+    ]
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_races_that_fail_are_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    def run(number: int, file: Path, words: list[str]) -> int:
+        assert (number, words) == (10, ["-q"])
+        file.write_text(json.dumps(RACE) + "\n")
+        return status
+
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# One\n\nkept\n")
+    monkeypatch.setattr(core, "RESULTS", results)
+    monkeypatch.setattr(races, "run", run)
+    monkeypatch.setattr(sys, "argv", ["races.py", "--races", "10", "--write", "--", "-q"])
+    assert races.main() == status
+    assert RACE["engine"] in capsys.readouterr().out
+    assert (RACE["engine"] in results.read_text()) is (status == 0)
