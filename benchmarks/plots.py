@@ -4,7 +4,8 @@
     python benchmarks/plots.py --check    say whether the pictures are those of the page
 
 A bar is a ratio: what was measured over what it was measured against, whose own ratio, 1, is the dashed line. A mark is the aim. The
-stages of a sign-in are drawn one after the other. The same page gives the same bytes.
+stages of a sign-in are drawn one after the other. Of a soak, a bar is how long sign-ins took, and what memory a server had after the
+warm-up and at the end. The same page gives the same bytes.
 """
 
 import argparse
@@ -20,11 +21,14 @@ ROOT: Final = Path(__file__).parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "RESULTS.md"
 PICTURES: Final = ROOT / "docs" / "images" / "numbers"
 STAGES: Final = "stage"  # the first heading of the table of stages
+LATENCIES: Final = "sign-ins"  # of the table of how long sign-ins took in a soak
+MEMORY: Final = "PSS the same"  # the heading of a server's memory after the warm-up and at the end
 WIDTH: Final = 820
 MARGIN: Final = 16
 NUMBER: Final = 72  # room for the number after the longest bar
 FAST, MET, MISSED, NONE, BOARD = "#3d6fb4", "#2e7d4f", "#b3422f", "#3d6fb4", "#c58a2b"
 _TIME: Final = re.compile(r"([0-9.]+) (s|ms|µs)")
+_TWO_SIZES: Final = re.compile(r"([0-9.]+) / ([0-9.]+) MiB")
 _UNITS: Final = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
 _PICTURE: Final = re.compile(r"!\[[^]\n]*\]\(\.\./docs/images/numbers/[^)\n]*\)\n\n")
 
@@ -69,6 +73,10 @@ def picture(section: Section) -> str | None:
     for headings, *rows in section.tables():
         if headings[0] == STAGES:
             part, height = _stages(headings, rows, height)
+        elif headings[0] == LATENCIES:
+            part, height = _latencies(headings, rows, height)
+        elif MEMORY in headings:
+            part, height = _memory(headings, rows, height)
         else:
             part, height = _ratios(headings, rows, height)
         drawn += part
@@ -153,6 +161,44 @@ def _stages(headings: Cells, rows: Sequence[Cells], top: int) -> tuple[list[str]
     return drawn, top + 26
 
 
+def _latencies(headings: Cells, rows: Sequence[Cells], top: int) -> tuple[list[str], int]:
+    """A bar for each part of the sign-ins of a soak: how long it took at most."""
+    found = [
+        (f"{row[0]} sign-ins, {heading}", cell, _seconds(cell), FAST)
+        for row in rows
+        for heading, cell in zip(headings, row, strict=True)
+        if _TIME.fullmatch(cell)
+    ]
+    return _bars(found, top)
+
+
+def _memory(headings: Cells, rows: Sequence[Cells], top: int) -> tuple[list[str], int]:
+    """Two bars for each server of a soak: its memory (PSS) after the warm-up, and at the end."""
+    found = []
+    for row in rows:
+        sizes = _TWO_SIZES.fullmatch(row[headings.index(MEMORY)])
+        assert sizes is not None
+        for when, size, color in zip(
+            ("after the warm-up", "at the end"), sizes.groups(), (FAST, MET), strict=True
+        ):
+            found.append((f"{row[0]}: memory (PSS) {when}", f"{size} MiB", float(size), color))
+    return _bars(found, top)
+
+
+def _bars(found: Sequence[tuple[str, str, float, str]], top: int) -> tuple[list[str], int]:
+    """A bar for each (name, number as it is written, number, color), on one scale."""
+    left, drawn, top = 310, [], top + 10
+    scale = (WIDTH - left - MARGIN - NUMBER) / max(number for _, _, number, _ in found)
+    for name, written, number, color in found:
+        drawn += [
+            _text(left - 8, top + 12, name, 12, end=True),
+            f'<rect x="{left}" y="{top + 2}" width="{number * scale:.1f}" height="12" fill="{color}"/>',
+            _text(left + number * scale + 6, top + 12, written, 11),
+        ]
+        top += 20
+    return drawn, top + 6
+
+
 def _seconds(cell: str) -> float:
     found = _TIME.fullmatch(cell)
     assert found is not None
@@ -179,10 +225,23 @@ def drawn(page: str) -> tuple[str, dict[str, str]]:
         if svg is not None:
             files[section.file] = svg
             at = body.index("\n|") + 1  # before the first table
-            shown = f"![{section.title}: what was measured, over what it was measured against](../docs/images/numbers/{section.file})"
+            against = ", over what it was measured against" if "| ratio |" in body else ""
+            shown = f"![{section.title}: what was measured{against}](../docs/images/numbers/{section.file})"
             body = f"{body[:at]}{shown}\n\n{body[at:]}"
         parts.append(f"# {section.title}\n{body}")
     return "".join(parts), files
+
+
+def draw() -> None:
+    """Draw, and put the pictures into the page."""
+    page, files = drawn(RESULTS.read_text(encoding="utf-8"))
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for each in PICTURES.glob("*.svg"):
+        if each.name not in files:
+            each.unlink()
+    for name, svg in files.items():
+        (PICTURES / name).write_text(svg, encoding="utf-8")
+    RESULTS.write_text(page, encoding="utf-8")
 
 
 def main() -> int:
@@ -200,13 +259,7 @@ def main() -> int:
             )
             return 1
         return 0
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    for each in PICTURES.glob("*.svg"):
-        if each.name not in files:
-            each.unlink()
-    for name, svg in files.items():
-        (PICTURES / name).write_text(svg, encoding="utf-8")
-    RESULTS.write_text(page, encoding="utf-8")
+    draw()
     return 0
 
 

@@ -30,6 +30,7 @@ from typing import Final
 
 import aiohttp
 import core
+import plots
 from measure import shown, table
 from world import World
 
@@ -353,7 +354,7 @@ def page(soak: Soak) -> str:
     lines = [
         HEADING,
         "",
-        f"Made by `make soak` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {core._commit()}; {soak.minutes:g} minutes, load {os.getloadavg()[0]:.1f} at the end.",
+        f"Made by `make soak` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {core._commit()}; {core._processor()}, {os.cpu_count()} processors; {soak.minutes:g} minutes, load {os.getloadavg()[0]:.1f} at the end.",
         "",
         table(
             ("sign-ins", "failed", "median", "90 %", "99 %", "99.9 %", "longest"),
@@ -433,6 +434,7 @@ def main() -> int:
         args.samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
     if args.write:
         core.put_section(HEADING, text)
+        plots.draw()
     return 0
 
 

@@ -280,6 +280,23 @@ def test_drawing_again_changes_nothing() -> None:
     assert plots.drawn(once[0]) == once
 
 
+def test_a_soak_is_drawn_with_its_latencies_and_the_memory_of_each_server() -> None:
+    page = (
+        "# A soak\n\nMade by hand.\n\n| sign-ins | failed | median | longest |\n| --- | --- | --- | --- |\n| 60 | none | 100 ms | 2.00 s |\n\n"
+        "| server | PSS the same |\n| --- | --- |\n| relay | 40.0 / 20.0 MiB |\n"
+    )
+    shown, files = plots.drawn(page)
+    assert "![A soak: what was measured](../docs/images/numbers/a-soak.svg)\n\n| sign-ins |" in shown
+    widths = [
+        float(bar.get("width", ""))
+        for bar in ET.fromstring(files["a-soak.svg"]).iter("{http://www.w3.org/2000/svg}rect")  # noqa: S314  made above
+        if bar.get("height") == "12"
+    ]
+    median, longest, first, last = widths
+    assert longest / median == pytest.approx(20, rel=0.01)
+    assert first / last == pytest.approx(2, rel=0.01)
+
+
 RESULTS_OF_A_PLAN = """# What a sign-in costs the device
 
 | server | processor time of one sign-in | sign-ins a second for each core |
