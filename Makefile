@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast test-stores races coverage properties mutants check lint types imports docs recording site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run docker-test chaos chaos-deployments soak bench lock clean
+.PHONY: help demo test test-fast test-stores races coverage properties mutants check lint types imports docs recording site links dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run docker-test chaos chaos-deployments soak bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -144,6 +144,9 @@ RECORDING := .venv-recording
 site: $(SITE)/done  ## the documentation as a site in build/site, without warnings; to be read without a network
 	@NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --clean
 	@echo "build/site; to read it with its search: $(PYTHON) -m http.server -d build/site"
+
+links:  ## asks each address of others that the documentation links to, and fails where one is gone
+	@$(PYTHON) scripts/links
 
 types: $(VENV)/check.done
 	$(BIN)/mypy
