@@ -54,6 +54,25 @@ def metadata(sdist: tarfile.TarFile) -> Message:
     return email.message_from_bytes(content.read())
 
 
+def test_the_version_is_the_same_wherever_it_stands(metadata: Message) -> None:
+    version = metadata["Version"]
+    released = re.findall(r"^## \[(\d[^]]*)\] - \d{4}-\d\d-\d\d$", text("CHANGELOG.md"), re.MULTILINE)
+    assert released[0] == version
+    assert f"[{version}]: " in text("CHANGELOG.md")
+    assert f"\nARG VERSION={version}\n" in text("docker/Dockerfile")
+    tags = [
+        tag
+        for file in ROOT.glob("docker/kubernetes/*.yaml")
+        for tag in re.findall(r"image: \S+/headless-passkey/\S+:(\S+)", file.read_text(encoding="utf-8"))
+    ]
+    assert tags == [version] * 3
+    assert f" headless-passkey {version}, " in text("docs/how-to/linux-board.md")
+
+
+def text(file: str) -> str:
+    return (ROOT / file).read_text(encoding="utf-8")
+
+
 def test_the_source_distribution_holds_every_tracked_file(sdist: tarfile.TarFile, tracked: list[str]) -> None:
     inside = {str(Path(*Path(name).parts[1:])) for name in sdist.getnames()}
     assert sorted(set(tracked) - inside) == []
