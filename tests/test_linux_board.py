@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -155,13 +156,24 @@ def modules(extra: str | None) -> set[str]:
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     lines = project["dependencies"] if extra is None else project["optional-dependencies"][extra]
-    return {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in lines}
+    return {name_of(line) for line in lines}
+
+
+def name_of(requirement: str) -> str:
+    """The name under which what is required is imported."""
+    return re.split(r"[^\w-]", requirement)[0].replace("-", "_")
 
 
 def hidden() -> set[str]:
     """What other extras bring, and the packages that are not the device's."""
     others = modules("fido2") | modules("push") | modules("rp") | modules("emulation")
-    return others - modules("device") | {"companion_push", "relying_party"}
+    brought = {
+        name_of(line)
+        for name in modules("device")
+        for line in metadata.requires(name) or ()
+        if "extra ==" not in line
+    }
+    return others - modules("device") - brought | {"companion_push", "relying_party"}
 
 
 def test_all_that_the_device_imports_comes_with_its_extra_or_with_one_for_other_radios_and_programs() -> None:
