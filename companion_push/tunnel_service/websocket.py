@@ -112,11 +112,11 @@ class Websocket(asyncio.Protocol):
         "_deaf",
         "_gone",
         "_heard",
+        "_is_pinged",
         "_listener",
         "_looking",
         "_loop",
         "_message_size",
-        "_pinged",
         "_rest",
         "_said_goodbye",
         "_silence",
@@ -155,7 +155,7 @@ class Websocket(asyncio.Protocol):
         self._closing = False  # our close frame was sent
         self._said_goodbye = False  # the peer has sent its close frame
         self._heard = self._loop.time()
-        self._pinged: float | None = None  # when, while it has not answered
+        self._is_pinged = False  # and has said nothing since
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, transport: asyncio.Transport, early: bytearray, gone: Callable[[], None]) -> None:
@@ -189,7 +189,7 @@ class Websocket(asyncio.Protocol):
             return
         self._stopped = not go_on
         if go_on:
-            self._heard, self._pinged = self._loop.time(), None  # its pong was not read
+            self._heard, self._is_pinged = self._loop.time(), False  # its pong was not read
             self._go_on_soon()
         elif not self._transport.is_closing():
             self._transport.pause_reading()
@@ -252,7 +252,7 @@ class Websocket(asyncio.Protocol):
             self._listener.flow(self)
 
     def data_received(self, data: bytes) -> None:
-        self._heard = self._loop.time()
+        self._heard, self._is_pinged = self._loop.time(), False
         if self._rest or self._stopped:
             self._rest += data
             if not self._stopped and self._looking is None:  # else it was on its way
@@ -396,13 +396,14 @@ class Websocket(asyncio.Protocol):
         now = self._loop.time()
         if self._closing or self._listener is None:
             return
-        if self._pinged is not None and self._heard <= self._pinged and not self._stopped:
+        # no comparison of times: uvloop's has milliseconds, and a pong may come in the one of its ping
+        if self._is_pinged and not self._stopped:
             self._listener.silent(self)
             return
-        self._pinged = None
+        self._is_pinged = False
         left = self._silence if self._stopped else self._heard + self._silence - now
         if left <= 0:
-            self._pinged = now
+            self._is_pinged = True
             left = self._silence / 2
             if not self.full:  # else it is missed by what it has not taken
                 self.send(Opcode.PING, b"")

@@ -23,6 +23,7 @@ from companion_push.tunnel_service.websocket import (
     _unmasked,
     accept_key,
 )
+from tests.loop_clock import LoopClock
 from tests.tunnel_service.both_ways import Wire
 from tests.tunnel_service.by_program import listen
 from tests.tunnel_service.test_memory import UPGRADE
@@ -109,6 +110,7 @@ class Unheard:
 
     def __init__(self) -> None:
         self.broken: list[int] = []
+        self.silences = 0
 
     def message(self, websocket: Websocket, _data: bytes) -> None:
         websocket.read(go_on=False)
@@ -123,7 +125,33 @@ class Unheard:
     def ended(self, websocket: Websocket, code: int | None) -> None:
         """It is over."""
 
-    silent = flow = control
+    def silent(self, websocket: Websocket) -> None:
+        self.silences += 1
+        websocket.close(1001)
+
+    flow = control
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_who_answers_a_ping_in_the_millisecond_in_which_it_was_sent_is_not_silent(
+    *, answers: bool
+) -> None:
+    """uvloop's clock has milliseconds."""
+    loop = asyncio.get_running_loop()
+    clock, tunnel, wire, gone = LoopClock(loop), Unheard(), Wire(), asyncio.Event()
+    clock.stop()
+    end = Websocket(tunnel, message_size=1 << 16, silence=100)
+    wire.set_protocol(end)
+    end.begin(wire, bytearray(), gone.set)
+    for passes in (101, 51):  # until it is pinged, and until it is missed
+        clock.passes(passes)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        if answers:
+            end.data_received(frame(10))
+    assert tunnel.silences == (not answers)
+    wire.abort()
+    await gone.wait()
 
 
 @pytest.mark.threat("T17")
