@@ -122,8 +122,7 @@ class RelayDelivery:
         """Update the rings; returns the account's companions, all of them."""
         self._refuse_a_second()
         self._forgotten = None
-        await self._refresh()
-        _ = self._joined.member  # refuses a device that was removed
+        await self._refresh_as_member()
         await self._look_for_a_witness()
         companions = [
             member
@@ -143,6 +142,11 @@ class RelayDelivery:
             self._forgotten = rings
 
         self._enrolment = await enrolment.refresh(self._state, self._relay, on_forgotten=note)
+
+    async def _refresh_as_member(self) -> None:
+        """Update the rings; `TrustError` (not-a-member) when this device was removed."""
+        await self._refresh()
+        _ = self._joined.member
 
     async def _look_for_a_witness(self) -> None:
         """Note a membership that no companion has confirmed for a week, and ask for words; refuse it where that is asked for."""
@@ -210,8 +214,7 @@ class RelayDelivery:
 
         `TrustError` (not-a-member) when this device was removed: the relay ends its requests, and answers for them no more.
         """
-        await self._refresh()
-        _ = self._joined.member
+        await self._refresh_as_member()
         if self._request_id is None or self._verified is not None:
             self._lost = True
             raise TransportError("the relay has lost the request")
@@ -344,8 +347,7 @@ class RelayDelivery:
                 if problem.slug == "state-conflict":  # others have ended it, of which the device was not told
                     return self._held_by((await self._relay.status(self._request_id)).claim)
                 if problem.slug == "not-found" and not self._cut_off:  # the relay answers no removed device
-                    await self._refresh()
-                    _ = self._joined.member  # `TrustError` (not-a-member)
+                    await self._refresh_as_member()
                 # a submission that was cut off may be on its way still, and would ask people for nobody
                 if problem.slug != "not-found" or not self._cut_off or now() > until:
                     raise
