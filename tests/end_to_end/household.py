@@ -74,6 +74,14 @@ class Home:
         await home.found()
         return home
 
+    async def registers_ada(self) -> dict[str, Any]:
+        """Have the hub register a user called ada: the passkey is on every phone then. Returns the session."""
+        companion = await self.world.companion(self.phone, "--once")
+        status, session = await self.world.ceremony(self.hub, "register", "--user", "ada")
+        assert (status, await companion.wait()) == (0, 0)
+        assert session is not None
+        return session
+
     async def found(self) -> None:
         """Found the account at the relay, and let everybody in."""
         async with open_store(store_place(str(self.world.relay_place))) as database:

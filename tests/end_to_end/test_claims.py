@@ -18,10 +18,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
 async def ada(world: World) -> None:
     """A passkey on every phone."""
-    home = await Home.make(world)
-    companion = await world.companion(home.phone, "--once")
-    assert (await world.ceremony(home.hub, "register", "--user", "ada"))[0] == 0
-    assert await companion.wait() == 0
+    await (await Home.make(world)).registers_ada()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

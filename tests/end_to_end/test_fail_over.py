@@ -52,9 +52,7 @@ async def test_after_a_fail_over_that_lost_commits_a_device_submits_again_gives_
     async with replicated(tmp_path) as (world, primary, replica):
         home = await Home.make(world, companions=2)
         phone, lost = home.companions
-        companion = await world.companion(phone, "--once")
-        assert (await world.ceremony(home.hub, "register", "--user", "ada"))[0] == 0
-        assert await ends(companion) == 0
+        await home.registers_ada()
         await is_left_behind(replica, primary)
         await home.remove(lost)
         device = await world.device(home.hub, "sign-in")

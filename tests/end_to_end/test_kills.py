@@ -27,10 +27,7 @@ either_way = pytest.mark.parametrize("how", [KILL, TERM], ids=lambda number: num
 @pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
 async def ada(world: World) -> None:
     """A passkey on every phone."""
-    home = await Home.make(world)
-    companion = await world.companion(home.phone, "--once")
-    assert (await world.ceremony(home.hub, "register", "--user", "ada"))[0] == 0
-    assert await companion.wait() == 0
+    await (await Home.make(world)).registers_ada()
 
 
 @pytest_asyncio.fixture(loop_scope="module", autouse=True)

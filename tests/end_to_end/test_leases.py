@@ -24,10 +24,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     relay = ("companion-push", "relay", "--lease", LEASE)
     marker = {"HEADLESS_PASSKEY_TEST_LEASES": secrets.token_hex(8)}
     async with World.start(tmp_path_factory.mktemp("world"), relay=relay, environment=marker) as world:
-        home = await Home.make(world)
-        companion = await world.companion(home.phone, "--once")
-        assert (await world.ceremony(home.hub, "register", "--user", "ada"))[0] == 0
-        assert await companion.wait() == 0
+        await (await Home.make(world)).registers_ada()
         yield world
 
 

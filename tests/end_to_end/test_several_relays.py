@@ -62,9 +62,7 @@ async def test_a_sign_in_ends_in_a_session_though_each_relay_is_killed_while_the
 ) -> None:
     async with two_relays(tmp_path) as world:
         home = await Home.make(world)
-        companion = await world.companion(home.phone, "--once")
-        assert (await world.ceremony(home.hub, "register", "--user", "ada"))[0] == 0
-        assert await companion.wait() == 0
+        await home.registers_ada()
         scene = await at_consent(world, home, terminal)
         await kill(world, "relay")
         await world.restart("relay")

@@ -31,12 +31,7 @@ APPROVE = "Approve? y or n:"
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def ada(world: World) -> AsyncIterator[dict[str, Any]]:
     """The session with which a user called ada registered; the passkey is on every phone."""
-    home = await Home.make(world)
-    companion = await world.companion(home.phone, "--once")
-    status, session = await world.ceremony(home.hub, "register", "--user", "ada")
-    assert (status, await companion.wait()) == (0, 0)
-    assert session is not None
-    yield session
+    yield await (await Home.make(world)).registers_ada()
 
 
 async def test_a_registered_user_signs_in_and_the_session_works_at_the_relying_party(

@@ -27,10 +27,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     secret = folder / "secret"
     write_private(secret, SECRET.encode())
     async with World.start(folder, relay=("companion-push", "relay", "--admin-secret", secret)) as world:
-        home = await Home.make(world)
-        companion = await world.companion(home.phone, "--once")
-        assert (await world.ceremony(home.hub, "register", "--user", "ada"))[0] == 0
-        assert await companion.wait() == 0
+        await (await Home.make(world)).registers_ada()
         yield world
 
 
