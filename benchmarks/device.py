@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from limited import limits
-from measure import HEADINGS, Row, shown, table, timed
+from measure import HEADINGS, Row, processor_seconds, shown, table, timed
 from programs import PROGRAMS, Program, event
 from world import World
 
@@ -139,8 +139,7 @@ async def until_first_request(*words: str, state: Path | None = None) -> Used:
 
 def _so_far(pid: int) -> tuple[float, float]:
     """Processor time of a process, in seconds, and its memory at the peak, in bytes."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    seconds = sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+    seconds = processor_seconds(pid)
     status = Path(f"/proc/{pid}/status").read_text()
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return seconds, int(peak.split()[1]) * 1024

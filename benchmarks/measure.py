@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Final, Self
 
@@ -80,6 +81,20 @@ def timed(function: Callable[[], object], number: int = 1) -> float:
     for _ in range(number):
         function()
     return (time.perf_counter() - began) / number
+
+
+def processor_seconds(process: int, *, children: bool = False) -> float:
+    """Seconds of processor time that a process has taken so far, all its threads.
+
+    children: whether the processes that it has started count too.
+    """
+    seconds = 0.0
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        seconds += int((thread / "schedstat").read_text().split()[0]) / 1e9
+        if children:
+            started = (thread / "children").read_text().split()
+            seconds += sum(processor_seconds(int(each), children=True) for each in started)
+    return seconds
 
 
 def shown(seconds: float) -> str:

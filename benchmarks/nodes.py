@@ -27,8 +27,8 @@ from typing import Final
 
 import aiohttp
 import core
-from measure import HEADINGS, Row, table, timed
-from simulated_relays import Parts, processor_seconds, seconds_each
+from measure import HEADINGS, Row, processor_seconds, table, timed
+from simulated_relays import Parts, seconds_each
 
 from companion_push.relay import operations
 from companion_push.relay.app import RELAY, RelayEndpoints
@@ -292,7 +292,7 @@ async def by_number(
 
 def _used(relay: int, database: int, redis: int | None) -> tuple[float, ...]:
     """Seconds of processor time so far: of this process, which calls, the relay, the database, and Redis."""
-    servers = [processor_seconds(process) for process in (relay, database)]
+    servers = (processor_seconds(relay), processor_seconds(database, children=True))
     return time.process_time(), *servers, 0.0 if redis is None else processor_seconds(redis)
 
 

@@ -33,7 +33,7 @@ import aiohttp
 import core
 from bare_server import NAME_HEADER
 from certificates import Certificate, make_certificate
-from measure import HEADINGS, Row, shown, table
+from measure import HEADINGS, Row, processor_seconds, shown, table
 
 from companion_push.relay import accounts
 from companion_push.relay.database import open_database
@@ -118,8 +118,7 @@ class Server:
 
     def processor(self) -> float:
         """Seconds of the process, all its threads."""
-        threads = Path(f"/proc/{self._process}/task").glob("*/schedstat")
-        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+        return processor_seconds(self._process)
 
 
 class Waiting:

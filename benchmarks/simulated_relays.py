@@ -12,7 +12,6 @@ import selectors
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 SUBMITS: Final = 200  # of each device
@@ -83,14 +82,3 @@ async def _submits(parts: Parts, relays: int, devices: int, processors: int | No
             await takes(parts.caller / 2, shared)
 
     await asyncio.gather(*(device(busy[number % relays]) for number in range(devices)))
-
-
-def processor_seconds(*processes: int) -> float:
-    """Seconds of processor time that processes, and those that they have started, have taken so far, all threads."""
-    total = 0
-    for process in processes:
-        for thread in Path(f"/proc/{process}/task").iterdir():
-            total += int((thread / "schedstat").read_text().split()[0])
-            for child in (thread / "children").read_text().split():
-                total += round(1e9 * processor_seconds(int(child)))
-    return total / 1e9

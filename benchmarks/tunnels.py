@@ -28,7 +28,7 @@ from typing import Final
 import aiohttp
 import core
 from certificates import Certificate, make_certificate
-from measure import HEADINGS, Row, table
+from measure import HEADINGS, Row, processor_seconds, table
 
 from headless_passkey.hybrid.tunnel_url import ROUTING_ID_HEADER, SUBPROTOCOL, connect_url, new_url
 
@@ -82,8 +82,7 @@ class Service:
 
     def processor(self) -> float:
         """Seconds of the process, all its threads."""
-        threads = Path(f"/proc/{self.process}/task").glob("*/schedstat")
-        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+        return processor_seconds(self.process)
 
 
 @dataclass(frozen=True, kw_only=True)
