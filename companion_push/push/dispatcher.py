@@ -325,6 +325,8 @@ class _Lane:
 
     def _end(self, job: _Job, delivery: Delivery) -> None:
         order = job.order
+        if job.timer is not None:  # it pauses, and would begin again
+            job.timer.cancel()
         del self._jobs[_about(order)]
         share = self._shares[order.push.account]
         share.jobs -= 1

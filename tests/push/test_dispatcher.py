@@ -1,6 +1,7 @@
 """The dispatcher: parallel, bounded, one retry, a circuit for each service, and nothing of it lost or doubled."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -307,6 +308,36 @@ async def test_a_service_that_fails_for_several_accounts_is_left_alone_and_tried
         await the.ends(1)
         await the.pauses()
         assert {outcome for _, outcome in await the.ends(2)} == {PushOutcome.SENT}
+
+
+async def test_a_push_that_is_dismissed_while_it_waits_for_a_circuit_is_over() -> None:
+    wrong: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+    async with desk(*[FAILED] * 100) as the:
+        await tripped(the)
+        the.clock.stop()
+        asked = len(the.channel.pushes)
+        the.order("probe", account=b"p" * 16, seconds=86_400)  # the service fails still
+        await the.channel.came(asked + 1)
+        await the.idle()
+        the.told.clear()
+        request = the.order("phone", account=b"w" * 16, seconds=86_400)
+        await the.idle()
+        assert len(the.channel.pushes) == asked + 1  # it waits
+        dismissal = the.order("phone", Purpose.DISMISS, account=b"w" * 16, seconds=86_400)
+        assert the.told == [(request, PushOutcome.LATE), (dismissal, PushOutcome.LATE)]
+        the.channel.answers = [SENT]
+        others = [the.order(handle, account=b"w" * 16, seconds=86_400) for handle in ("one", "two")]
+        while len(the.told) < 2 + 1 + len(others):
+            await the.pauses()
+            await asyncio.sleep(0)
+        await the.pauses()
+        await the.idle()
+        assert sorted(number for number, _ in the.told[2:]) == [request - 1, *others]  # each once
+        assert ("dismiss", "phone") not in the.channel.shown()
+        assert len(the.dispatcher) == 0
+    gc.collect()
+    assert wrong == []
 
 
 @pytest.mark.threat("T17")
