@@ -20,6 +20,7 @@ from companion_push.serving.bounds import check_bounds
 from companion_push.tunnel_service.buckets import Buckets
 from headless_passkey.errors import SetupError
 from headless_passkey.process.private_file import private_directory, reason_of
+from headless_passkey.process.tasks import to_its_end
 
 KEPT: Final = 180 * 86_400.0  # seconds since the last registration
 REFRESHED: Final = 86_400.0  # seconds after which a registration is noted anew
@@ -78,43 +79,63 @@ class KnownContacts:
         if new and not self._new.take(neighbourhood(address), now=now, tokens=len(new)):
             return False
         self._count += len(new)  # before it is so: others ask meanwhile
-        try:
-            await asyncio.to_thread(self._write, contact_ids)
-        except OSError as error:
-            raise _unusable(error) from error
+        await to_its_end(self._note(contact_ids, counted=len(new)))
         return True
+
+    async def _note(self, contact_ids: Sequence[bytes], *, counted: int) -> None:
+        """Write contact IDs, and count those alone that were made. counted: how many are already."""
+        made, failed = await asyncio.to_thread(self._write, contact_ids)
+        self._count += made - counted
+        if failed is not None:
+            raise _unusable(failed) from failed
 
     async def forget(self, contact_ids: Sequence[bytes]) -> None:
         """Know these no more, on the disk. `SetupError` when the disk does not take it."""
+        await to_its_end(self._forget(contact_ids))
+
+    async def _forget(self, contact_ids: Sequence[bytes]) -> None:
+        gone, failed = await asyncio.to_thread(self._remove, contact_ids)
+        self._count -= gone
+        if failed is not None:
+            raise _unusable(failed) from failed
+
+    def _write(self, contact_ids: Sequence[bytes]) -> tuple[int, OSError | None]:
+        """Make files, or note them anew; returns how many were made, and what the disk has refused."""
+        made = 0
         try:
-            self._count -= await asyncio.to_thread(self._remove, contact_ids)
-        except OSError as error:
-            raise _unusable(error) from error
-
-    def _write(self, contact_ids: Sequence[bytes]) -> None:
-        now = self._clock()
-        made = False
-        for each in contact_ids:
-            path = self._file(each)
-            flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-            descriptor = os.open(path, flags, 0o600)
-            try:
-                made = True
-                if not 0 <= now - os.fstat(descriptor).st_mtime < REFRESHED:
-                    os.utime(descriptor, (now, now))
-            finally:
-                os.close(descriptor)
-        if made:
+            for each in contact_ids:
+                made += self._write_one(self._file(each))
             self._sync()
+        except OSError as error:
+            return made, error
+        return made, None
 
-    def _remove(self, contact_ids: Sequence[bytes]) -> int:
+    def _write_one(self, path: Path) -> bool:
+        """Make a file, or note it anew; returns whether it was made."""
+        now, flags = self._clock(), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            descriptor, made = os.open(path, flags | os.O_EXCL, 0o600), True
+        except FileExistsError:
+            descriptor, made = os.open(path, flags, 0o600), False
+        try:
+            if not 0 <= now - os.fstat(descriptor).st_mtime < REFRESHED:
+                os.utime(descriptor, (now, now))
+        finally:
+            os.close(descriptor)
+        return made
+
+    def _remove(self, contact_ids: Sequence[bytes]) -> tuple[int, OSError | None]:
+        """Remove files; returns how many were there, and what the disk has refused."""
         gone = 0
-        for each in contact_ids:
-            with contextlib.suppress(FileNotFoundError):
-                self._file(each).unlink()
-                gone += 1
-        self._sync()
-        return gone
+        try:
+            for each in contact_ids:
+                with contextlib.suppress(FileNotFoundError):
+                    self._file(each).unlink()
+                    gone += 1
+            self._sync()
+        except OSError as error:
+            return gone, error
+        return gone, None
 
     def _sweep(self) -> int:
         """Remove what is too old; returns how many are left."""

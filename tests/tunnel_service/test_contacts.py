@@ -1,6 +1,8 @@
 """Which contact IDs are known: on the disk, over restarts, within limits."""
 
+import asyncio
 import hashlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,57 @@ async def test_a_folder_that_is_gone_is_an_error_that_names_no_contact(tmp_path:
         with pytest.raises(SetupError) as refused:
             await work
         assert hashlib.sha256(ONE).hexdigest() not in str(refused.value)
+
+
+async def test_what_the_disk_did_not_take_is_not_counted(tmp_path: Path) -> None:
+    known = contacts(tmp_path, contacts=2)
+    (tmp_path / "contacts").rmdir()
+    for _ in range(3):
+        with pytest.raises(SetupError):
+            await add(known, ONE, TWO)
+    (tmp_path / "contacts").mkdir(mode=0o700)
+    assert len(known) == 0
+    assert await add(known, ONE, TWO)
+    assert len(known) == 2
+
+
+async def test_one_that_two_phones_register_at_once_counts_once(tmp_path: Path) -> None:
+    both = threading.Barrier(2)
+    clock = Clock()
+
+    def time_of_both() -> float:
+        if threading.current_thread() is not threading.main_thread():
+            both.wait(30)  # nothing is written before both have looked
+        return clock()
+
+    known = KnownContacts(tmp_path / "contacts", ContactLimits(contacts=2), time_of_both)
+    assert all(await asyncio.gather(add(known, ONE), add(known, ONE)))
+    assert len(known) == 1
+
+
+async def test_what_the_disk_did_not_take_of_a_phone_that_has_left_is_not_counted_either(
+    tmp_path: Path,
+) -> None:
+    known = contacts(tmp_path)
+    (tmp_path / "contacts").rmdir()
+    adding = asyncio.create_task(add(known, ONE))
+    await asyncio.sleep(0)
+    adding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    assert len(known) == 0
+
+
+async def test_what_a_phone_that_has_left_forgot_counts_no_more(tmp_path: Path) -> None:
+    known = contacts(tmp_path)
+    await add(known, ONE, TWO)
+    forgetting = asyncio.create_task(known.forget([ONE]))
+    await asyncio.sleep(0)
+    forgetting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await forgetting
+    assert not known.knows(ONE)
+    assert len(known) == 1
 
 
 @pytest.mark.parametrize("name", ["phones", "contacts", "waiting_per_contact", "requests_per_contact"])
