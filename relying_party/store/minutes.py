@@ -33,6 +33,7 @@ PORTIONS: Final = (
 KEPT_STEPS: Final = (
     3  # of used proofs; nonces of two are taken, so none is forgotten while a transaction runs
 )
+FORGOTTEN: Final = 10_000  # used proofs, by one statement
 ATTEMPTS: Final = 5
 
 
@@ -180,9 +181,17 @@ class PostgresProofs:
         self._step = replace(step, used=used)
         if begun:
             with suppress(StoreUnavailable):  # the next step tries again
-                await self._database.run(
-                    lambda db: db.execute(
-                        "DELETE FROM used_proofs WHERE step <= ?", (step.number - KEPT_STEPS,)
-                    ),
-                    isolation=Isolation.READ_COMMITTED,
-                )
+                await self._forget(step.number - KEPT_STEPS)
+
+    async def _forget(self, last: int) -> None:
+        """Forget the used proofs of the steps up to `last`, in portions: no statement may take as long as for all of them."""
+
+        def work(db: Any) -> int:
+            forgotten: int = db.execute(
+                "DELETE FROM used_proofs WHERE digest IN (SELECT digest FROM used_proofs WHERE step <= ? LIMIT ?)",
+                (last, FORGOTTEN),
+            ).rowcount
+            return forgotten
+
+        while await self._database.run(work, isolation=Isolation.READ_COMMITTED) == FORGOTTEN:
+            pass

@@ -6,8 +6,10 @@ whatever a machine's own clock says, all that use a database count by the databa
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -15,7 +17,7 @@ from typing import Any, Final, Self, TypeVar
 from relying_party.core.proofs import Proof
 from relying_party.errors import SetupError, StoreUnavailable
 from relying_party.place import PostgresUri
-from relying_party.store.sql import MIGRATIONS, USED_PROOFS, SqlStore, Transaction, forget_ended
+from relying_party.store.sql import MIGRATIONS, USED_PROOFS, SqlStore, Transaction, forget_ended, forget_spent
 
 try:
     from postgres_store.copying import Plan
@@ -29,6 +31,10 @@ except ImportError as error:
 
 _VERSION: Final = "headless_passkey_relying_party"  # the table of the schema's number
 HOUSE_SECONDS: Final = 30.0  # between looks at the database's clock, and at what has ended
+# rows that one transaction forgets: all that a night has ended would take longer than a statement may, each time anew
+FORGOTTEN: Final = 2_000
+
+logger = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
 
@@ -139,13 +145,19 @@ class PostgresStore(SqlStore):
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(HOUSE_SECONDS)
-            with suppress(StoreUnavailable):
+            try:
                 await self.keep_house()
+            except StoreUnavailable as error:
+                logger.warning("what has ended could not be forgotten: %s", error)
 
     async def keep_house(self) -> None:
         """Follow the database's clock, and forget sessions that have ended."""
         await self.look_at_clock()
-        await self.database.run(lambda db: forget_ended(db, self.clock()), isolation=Isolation.READ_COMMITTED)
+        now = self.clock()
+        for forget in (forget_spent, forget_ended):
+            work = partial(forget, now=now, most=FORGOTTEN)
+            while await self.database.run(work, isolation=Isolation.READ_COMMITTED) == FORGOTTEN:
+                pass
 
     async def look_at_clock(self) -> None:
         """Read the database's clock, once for all who ask meanwhile."""

@@ -48,7 +48,7 @@ from relying_party.errors import (
 
 _Value = TypeVar("_Value")
 
-FORGOTTEN_AT_ONCE: Final = 10  # accounts, with each new one
+FORGOTTEN_AT_ONCE: Final = 10  # accounts, with each new one; sessions, with each one that begins
 USED_PROOFS: Final = (  # where several processes share them
     "CREATE TABLE proof_step (number INTEGER NOT NULL, began REAL NOT NULL, used INTEGER NOT NULL) STRICT",
     "INSERT INTO proof_step VALUES (0, 0.0, 0)",
@@ -429,7 +429,7 @@ class SqlStore:
 
     def _tidy(self, connection: Transaction, now: float) -> None:
         """Forget what has ended; with each session that begins, where nothing else does it."""
-        forget_ended(connection, now)
+        forget_ended(connection, now, most=FORGOTTEN_AT_ONCE)
 
     @abstractmethod
     async def _transaction(self, work: Callable[[Any], _Value], *, writes: bool = False) -> _Value:
@@ -482,9 +482,23 @@ def _forget_never_used(connection: Transaction, now: float) -> None:
         _remove_user(connection, row["handle"])
 
 
-def forget_ended(connection: Transaction, now: float) -> None:
-    """Forget the sessions that have ended."""
-    connection.execute("DELETE FROM sessions WHERE ends_at <= ?", (now,))
+def forget_spent(connection: Transaction, now: float, *, most: int) -> int:
+    """Forget spent refresh tokens of sessions that have ended; returns how many. A session may have thousands."""
+    return connection.execute(
+        """DELETE FROM spent_refresh_tokens WHERE refresh_hash IN (
+            SELECT spent.refresh_hash FROM sessions JOIN spent_refresh_tokens AS spent USING (session_id)
+            WHERE ends_at <= ? LIMIT ?)""",
+        (now, most),
+    ).rowcount
+
+
+def forget_ended(connection: Transaction, now: float, *, most: int) -> int:
+    """Forget sessions that have ended, with what is left of their spent refresh tokens; returns how many."""
+    return connection.execute(
+        """DELETE FROM sessions WHERE session_id IN (
+            SELECT session_id FROM sessions WHERE ends_at <= ? ORDER BY ends_at LIMIT ?)""",
+        (now, most),
+    ).rowcount
 
 
 def _open_session(connection: Transaction, session: Session, ends: bytes | None) -> None:

@@ -18,11 +18,12 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from postgres_store import database as postgres_database
-from relying_party.core.proofs import Proof
+from relying_party.core.proofs import STEP_SECONDS, Proof
 from relying_party.errors import CeremonyGone, ProofInvalid, SetupError, StoreUnavailable, UseDpopNonce
 from relying_party.http.app import make_app
 from relying_party.http.request import STATE
 from relying_party.place import PostgresUri, store_place
+from relying_party.store import minutes
 from relying_party.store import postgres as postgres_module
 from relying_party.store.postgres import STEPS, PostgresStore
 from tests.pgbouncer import pooled
@@ -188,6 +189,74 @@ async def test_sessions_that_have_ended_are_forgotten_by_the_clock_of_the_databa
         await store.sign_in(use(), live, ends=None)
         await store.keep_house()
         assert query(place, "SELECT token_hash FROM sessions") == [(b"live",)]
+
+
+def let_a_statement_delete(place: PostgresUri, most: int, *tables: str) -> None:
+    """Break every statement off that deletes more rows, as the server does with one that takes too long."""
+    raises = f"IF (SELECT count(*) FROM gone) > {most} THEN RAISE query_canceled; END IF; RETURN NULL;"  # noqa: S608
+    query(
+        place,
+        f"CREATE FUNCTION count_deleted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {raises} END $$",
+    )
+    for table in tables:
+        query(
+            place,
+            f"CREATE TRIGGER counted AFTER DELETE ON {table} REFERENCING OLD TABLE AS gone"
+            " FOR EACH STATEMENT EXECUTE FUNCTION count_deleted()",
+        )
+
+
+async def test_what_has_ended_in_a_night_is_forgotten_in_portions(
+    place: PostgresUri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_module, "FORGOTTEN", 2)
+    async with PostgresStore(place) as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        for number in range(5):
+            await store.sign_in(use(), session(token=b"ended %d" % number), ends=None)
+        query(
+            place,
+            "INSERT INTO spent_refresh_tokens SELECT sha256(number::text::bytea), session_id"
+            " FROM sessions, generate_series(1, 5) AS number WHERE token_hash = 'ended 1'",
+        )
+        live = replace(session(token=b"live"), expires_at=2**40, ends_at=2**40)
+        await store.sign_in(use(), live, ends=None)
+        query(
+            place,
+            "INSERT INTO spent_refresh_tokens SELECT 'of live', session_id FROM sessions WHERE ends_at > 100",
+        )
+        let_a_statement_delete(place, 2, "sessions", "spent_refresh_tokens")
+        await store.keep_house()
+        assert query(place, "SELECT token_hash FROM sessions") == [(b"live",)]
+        assert query(place, "SELECT refresh_hash FROM spent_refresh_tokens") == [(b"of live",)]
+
+
+async def test_the_used_proofs_of_steps_that_are_over_are_forgotten_in_portions(
+    place: PostgresUri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minutes, "FORGOTTEN", 2)
+    async with PostgresStore(place) as store:
+        await newest(store)
+        let_a_statement_delete(place, 2, "used_proofs")
+        ((step,),) = query(place, "SELECT number FROM proof_step")
+        query(
+            place,
+            "INSERT INTO used_proofs SELECT sha256(each::text::bytea), number - CASE WHEN each <= 5 THEN 2 ELSE 1 END"
+            " FROM proof_step, generate_series(1, 7) AS each",
+        )
+        await newest(store, NOW + STEP_SECONDS)  # the next step begins
+        assert query(place, "SELECT step FROM used_proofs") == [(step - 1,)] * 2
+
+
+async def test_a_house_that_is_not_kept_is_told(
+    place: PostgresUri, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(postgres_module, "HOUSE_SECONDS", 0.01)
+    async with asyncio.timeout(60), PostgresStore(place) as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        let_a_statement_delete(place, 0, "sessions")
+        while "what has ended could not be forgotten" not in caplog.text:  # noqa: ASYNC110  a line of the log
+            await asyncio.sleep(0.01)
 
 
 # Several processes

@@ -20,7 +20,7 @@ from relying_party.store import sql, sqlite
 from relying_party.store.sqlite import SqliteStore
 from tests.failing_disk import FailingDisk
 from tests.programs import ROOT
-from tests.rp.records import ADA, EVE, credential, session
+from tests.rp.records import ADA, EVE, credential, session, use
 
 
 async def test_a_file_is_nobody_elses_to_read(tmp_path: Path) -> None:
@@ -50,6 +50,28 @@ async def test_who_reads_cannot_write(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "s") as store:
         with pytest.raises(StoreUnavailable, match="readonly"):
             await store._transaction(lambda connection: connection.execute("DELETE FROM users"))
+
+
+async def test_a_sign_in_forgets_a_few_of_the_sessions_that_have_ended(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        with closing(sqlite3.connect(tmp_path / "s")) as other, other:
+            other.executemany(
+                "INSERT INTO sessions (session_id, token_hash, user_handle, credential_id, client_kind, created_at,"
+                " auth_time, expires_at, ends_at) VALUES (?, ?, ?, ?, 'web', 1, 1, 9, 9)",
+                [(b"%d" % number, b"%d" % number, ADA.handle, b"credential") for number in range(25)],
+            )
+        left = []
+        for number in range(3):
+            token = b"new %d" % number
+            await store.sign_in(use(), replace(session(token=token), created_at=10, ends_at=99), ends=None)
+            left.append(await store._transaction(_ended))
+    # each more than it begins, and none all of them: others wait for it
+    assert left == [25 - sql.FORGOTTEN_AT_ONCE, 25 - 2 * sql.FORGOTTEN_AT_ONCE, 0]
+
+
+def _ended(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM sessions WHERE ends_at = 9").fetchone()[0])
 
 
 # Others who use the file
