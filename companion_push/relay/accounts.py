@@ -37,6 +37,9 @@ _ANY: Final = 1 << 62  # no version is as high
 _FORMER_KEPT: Final = 90 * 86_400  # seconds in which a former member reads the ring that took it out
 MAX_FORMER: Final = 1000  # former members of an account that are remembered, those who were removed last
 _CODE_KEPT: Final = 86_400  # seconds after its expiry in which a code gets the answer "expired"
+# rows of a table that one transaction of the sweep deletes: all at once would keep a file's event loop for seconds, and a database
+# in one transaction for minutes
+EXPIRED_AT_ONCE: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -852,18 +855,33 @@ def _set(db: Transaction, invitation: Invitation, assignment: str, *values: byte
     return True
 
 
-def sweep_accounts(db: Transaction, now: float) -> None:
-    """Delete what has expired: invitations, codes, and accounts that were never founded."""
-    db.execute("DELETE FROM invitations WHERE expires_at <= ?", (now - ANSWERABLE,))
-    db.execute("DELETE FROM former WHERE removed_at <= ?", (now - _FORMER_KEPT,))
+def sweep_accounts(db: Transaction, now: float) -> bool:
+    """Delete what has expired: invitations, former members, codes, and accounts that were never founded; `EXPIRED_AT_ONCE`
+    of each. Returns whether more may be left.
+    """
+    gone = [
+        db.execute(
+            "DELETE FROM invitations WHERE (account, id) IN"
+            " (SELECT account, id FROM invitations WHERE expires_at <= ? LIMIT ?)",
+            (now - ANSWERABLE, EXPIRED_AT_ONCE),
+        ),
+        db.execute(
+            "DELETE FROM former WHERE name IN"
+            " (SELECT name FROM former WHERE removed_at <= ? ORDER BY removed_at LIMIT ?)",
+            (now - _FORMER_KEPT, EXPIRED_AT_ONCE),
+        ),
+    ]
     codes = db.execute(
-        "DELETE FROM account_codes WHERE expires_at <= ? RETURNING account", (now - _CODE_KEPT,)
+        "DELETE FROM account_codes WHERE account IN"
+        " (SELECT account FROM account_codes WHERE expires_at <= ? ORDER BY expires_at LIMIT ?) RETURNING account",
+        (now - _CODE_KEPT, EXPIRED_AT_ONCE),
     ).fetchall()
     db.executemany(
         "DELETE FROM accounts WHERE id = ? AND closed_at IS NULL"
         " AND NOT EXISTS (SELECT 1 FROM rings WHERE rings.account = accounts.id)",
         codes,
     )
+    return EXPIRED_AT_ONCE in (len(codes), *(each.rowcount for each in gone))
 
 
 _INVITATION_COLUMNS: Final = (

@@ -1161,14 +1161,14 @@ class RelayEndpoints:
 
     async def _in_portions(
         self, work: Callable[..., Operation], of_account: Callable[[str], Operation]
-    ) -> int:
+    ) -> tuple[int, bool]:
         """Do what is to be done to all accounts, in portions, each of them short for the event loop's sake; returns how many
-        requests it has changed.
+        requests it has changed, and whether more is to be deleted than a portion may.
 
         Of a store beside the database some accounts may not be had, as while a slot is moved: then each account of the portion
         has a transaction of its own, and these are left out, so that the others do not wait for them.
         """
-        changed, after, first = 0, None, True
+        changed, after, first, more = 0, None, True, False
         left_out: list[StoreUnavailable] = []
         while first or after is not None:
             tries = Tries()
@@ -1185,9 +1185,10 @@ class RelayEndpoints:
                     except StoreUnavailable as refused:
                         left_out.append(refused)
             changed, after, first = changed + answer.body["changed"], answer.body["next"], False
+            more = more or answer.body["more"]
         if left_out:
             logger.warning("%d accounts could not be looked at: %s", len(left_out), left_out[0])
-        return changed
+        return changed, more
 
     async def _keep_pushes(self) -> None:
         """Keep this process' pushes regularly, and take up those of processes that were killed."""
@@ -1218,7 +1219,11 @@ class RelayEndpoints:
         """Sweep the store regularly; a failure is logged and does not end the loop."""
         while True:
             try:
-                changed = await self._in_portions(operations.sweep, operations.sweep_of)
+                changed, more = await self._in_portions(operations.sweep, operations.sweep_of)
+                for _ in range(operations.MORE_OF_EXPIRED):
+                    if not more:
+                        break
+                    more = (await self.run("", operations.sweep_expired)).body["more"]
                 self._leases.forget(self.clock())
                 await self.look_at_states()
                 logger.debug("swept: %d requests changed, %d held", changed, len(self.held_requests))

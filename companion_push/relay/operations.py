@@ -67,6 +67,7 @@ EVENT_LEASE: Final = (
     30.0  # seconds for which an event is of the process that tells it: longer than one attempt takes
 )
 SWEEP_SECONDS: Final = 30.0  # between two sweeps, of whichever process
+MORE_OF_EXPIRED: Final = 50  # further portions of what has expired, in one sweep
 _CHANNEL_RATE: Final = Rate(
     count=30, seconds=3600
 )  # channels that one companion registers anew; the same again is free
@@ -1186,7 +1187,7 @@ def renew_leases(after: str | None, *, alone: bool = False) -> Operation:
         if not alone:
             for account in due:
                 renew_leases_of(account)(call)
-        return Answer(body={"changed": 0, "next": _next(due), "accounts": due})
+        return Answer(body={"changed": 0, "next": _next(due), "accounts": due, "more": False})
 
     return operation
 
@@ -1231,7 +1232,7 @@ def record_event(event: Event, attempt: Attempt, *, chance: float) -> Operation:
 
 def sweep(after: str | None, *, alone: bool = False) -> Operation:
     """Store what time has changed of a portion of the accounts; its answer says which these are, and after which the next one
-    begins, or None.
+    begins, or None; and whether more has expired than it has deleted (`sweep_expired`).
 
     alone: leave the accounts as they are, since each has a transaction of its own afterwards. The first portion, with None, also deletes what has expired, counts the muted devices, and takes up the pushes that nobody has handed over.
     Of several processes one sweeps at a time.
@@ -1239,20 +1240,27 @@ def sweep(after: str | None, *, alone: bool = False) -> Operation:
 
     def operation(call: Call) -> Answer:
         if after is None and call.several and not turns.take(call.db, "sweep", SWEEP_SECONDS, call.now):
-            return Answer(body={"changed": 0, "next": None, "accounts": []}, muted=mutes.count(call.db))
+            return Answer(
+                body={"changed": 0, "next": None, "accounts": [], "more": False}, muted=mutes.count(call.db)
+            )
         due = call.states.due(after)
         changed = [] if alone else [change for account in due for change in _swept(call, account)]
-        taken = Answer(body={})
+        taken, more = Answer(body={}), False
         if after is None:
-            accounts.sweep_accounts(call.db, call.now)
+            more = accounts.sweep_accounts(call.db, call.now)
             if not call.tells_account:
                 account_events.clear(call.db)
             # `keep_pushes` looks for them too, and what they are about may be in a state that cannot be had
             taken = replace(taken if alone else take_up_pushes(call), muted=mutes.count(call.db))
-        body = {"changed": len(changed), "next": _next(due), "accounts": due}
+        body = {"changed": len(changed), "next": _next(due), "accounts": due, "more": more}
         return replace(taken, body=body, changed=tuple(changed))
 
     return operation
+
+
+def sweep_expired(call: Call) -> Answer:
+    """Delete a further portion of what has expired, as the first one of `sweep` does; says whether more may be left."""
+    return Answer(body={"more": accounts.sweep_accounts(call.db, call.now)})
 
 
 def sweep_of(account: str) -> Operation:

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from companion_push.relay import app, database, mailbox, operations
+from companion_push.relay import accounts, app, database, mailbox, operations
 from companion_push.relay.app import RELAY
 from companion_push.relay.limits import Quota, Rate
 from companion_push.relay.messages import MAX_BODY
 from companion_push.relay.proofs import STEP
+from companion_push.relay.stores import open_store
+from companion_push.relay.transaction import Transaction
 from headless_passkey.net.proof import make_proof
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.ring import Ring
@@ -31,7 +33,7 @@ from tests.relay.household import (
     rates,
     running_relay,
 )
-from tests.relay.stores import ON_POSTGRES, of_files, of_one_process
+from tests.relay.stores import ON_POSTGRES, of_files, of_one_process, place_of
 from tests.trust.people import companion, device, found, grow
 
 SOON = 20.0  # seconds: less than the 25 of a hold
@@ -1255,6 +1257,38 @@ async def test_the_sweeper_goes_on_after_any_error(
     assert len(told) == 3
     assert all(one.startswith(line) for one in told), told
     assert "secret" not in caplog.text
+
+
+@pytest.mark.threat("T17")
+async def test_whatever_has_expired_at_once_is_deleted_in_portions_and_in_one_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted: dict[int, int] = {}  # of so many; a transaction may run again
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+
+    def sweep_accounts(db: Transaction, now: float) -> bool:
+        before = left(db)
+        more = sweep_in_earnest(db, now)
+        deleted[before] = before - left(db)
+        if not more:
+            loop.call_soon_threadsafe(over.set)
+        return more
+
+    def left(db: Transaction) -> int:
+        return int(db.execute("SELECT count(*) FROM accounts").fetchone()[0])
+
+    sweep_in_earnest = accounts.sweep_accounts
+    monkeypatch.setattr(accounts, "EXPIRED_AT_ONCE", 2)
+    monkeypatch.setattr(operations, "SWEEP_SECONDS", 86_400)
+    async with open_store(place_of(tmp_path / "s")) as store:
+        for number in range(5):
+            await store.transact(
+                lambda db, name=f"{number}": accounts.add_account(db, name=name, now=1, expires_at=2)  # type: ignore[misc]
+            )
+    monkeypatch.setattr(accounts, "sweep_accounts", sweep_accounts)
+    async with running_relay(tmp_path / "s"), asyncio.timeout(60):
+        await over.wait()
+    assert deleted == {5: 2, 3: 2, 1: 1}
 
 
 @of_files

@@ -539,14 +539,14 @@ async def test_accounts_whose_slot_cannot_be_written_keep_none_of_the_others_fro
         stuck = homes[0]
         allow_all_but(server, stuck.account)
         house.relay.clock.ahead += 300
-        assert await endpoints._in_portions(operations.sweep, operations.sweep_of) == 2
+        assert await endpoints._in_portions(operations.sweep, operations.sweep_of) == (2, False)
         assert house.envelopes() == [stuck.companions[0].name]
         (line,) = said(caplog)
         assert line.startswith("1 accounts could not be looked at: ")
         assert stuck.account not in line
         server.do("ACL", "SETUSER", "default", "allkeys")
         house.relay.clock.ahead += 60  # until the next sweep is due
-        assert await endpoints._in_portions(operations.sweep, operations.sweep_of) == 1
+        assert await endpoints._in_portions(operations.sweep, operations.sweep_of) == (1, False)
         assert house.envelopes() == []
 
 
