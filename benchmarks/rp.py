@@ -52,8 +52,9 @@ from relying_party.core.challenges import AuthenticationRecord
 from relying_party.core.credentials import Credential, CredentialUse, User
 from relying_party.core.encoding import base64url
 from relying_party.core.messages import parse_authentication_result
-from relying_party.core.proofs import ProofsInMemory, verify_proof
+from relying_party.core.proofs import Proof, verify_proof
 from relying_party.core.sessions import Lifetimes, open_session
+from relying_party.errors import UseDpopNonce
 from relying_party.http.app import authentication_options, authentication_result, make_app
 from relying_party.http.request import STATE, State
 from relying_party.place import PostgresUri, StorePlace
@@ -98,7 +99,7 @@ def _page(rows: list[Row]) -> list[str]:
         "A sign-in is the second request of one, without HTTP: its proof of key (a device's), its body, the ceremony's record, the credential, the",
         "verification, the session, the answer. One at a time, so per second is per core and worker of the store. The store is SQLite",
         "with `synchronous=FULL`: one of its three calls waits for the disk, and what is held against it waits for the same disk in turns. In PostgreSQL",
-        "each of the three is a transaction of its own, and the ceremony's record a fourth, which is not held against it.",
+        "each of the three is a transaction of its own, the ceremony's record a fourth, and a device's used proof a fifth; these two are not held against it.",
         "",
         "python-fido2 parses the stored key and the authenticator data, loads the key and verifies. With its own response classes, which the",
         "relying party took until 2026-11-27, it evaluates type hints for each object besides. The proof of key is joserfc's for the most part."
@@ -131,7 +132,7 @@ async def measured(folder: Path) -> list[Row]:
 
 
 async def in_postgresql() -> list[Row]:
-    """A sign-in with its store in PostgreSQL, on a private server of this machine, with fsync; nothing where it is not installed."""
+    """Sign-ins with their store in PostgreSQL, on a private server of this machine, with fsync; nothing where it is not installed."""
     from tests.relay.stores import PostgresServer, is_installed  # noqa: PLC0415  for this alone
 
     if not is_installed():
@@ -140,9 +141,12 @@ async def in_postgresql() -> list[Row]:
     try:
         server.do("postgres", "CREATE DATABASE party")
         async with running(PostgresUri(server.url("party").uri)) as bench:
-            what = "sign-in in a browser, store in PostgreSQL"
+            browser, device = (
+                f"sign-in {whose}, store in PostgreSQL" for whose in ("in a browser", "of a device")
+            )
             return [
-                await compare(what, bench.browsers, "ES256 + that store", lambda: bench.parts(1)),
+                await compare(browser, bench.browsers, "ES256 + that store", lambda: bench.parts(1)),
+                await compare(device, bench.devices, "2 ES256 + that store", lambda: bench.parts(2)),
             ]
     finally:
         server.end()
@@ -220,7 +224,7 @@ class Bench:
         return await self._request({"Origin": ORIGIN}, {"Origin": ORIGIN})
 
     async def devices(self) -> Step:
-        return await self._request(*({"DPoP": self._proof(path)} for path in (OPTIONS, RESULT)))
+        return await self._request(*[{"DPoP": await self._proof(path)} for path in (OPTIONS, RESULT)])
 
     async def responses(self) -> Step:
         """The pure part: a parsed response against its record."""
@@ -300,7 +304,7 @@ class Bench:
 
     async def proofs(self) -> Step:
         """The proof of key in a device's second request, without its replay check."""
-        text = self._proof(RESULT)
+        text = await self._proof(RESULT)
 
         async def run() -> None:
             verify_proof(text, method="POST", urls=[ORIGIN + RESULT], now=time.time())
@@ -327,10 +331,14 @@ class Bench:
         headers = {"Content-Type": "application/json", **headers}
         return make_mocked_request("POST", path, headers, payload=payload, app=self.app)
 
-    def _proof(self, path: str) -> str:
-        proofs, now = self.state.used_proofs, time.time()
-        assert isinstance(proofs, ProofsInMemory)
-        return make_proof(self.device, method="POST", url=ORIGIN + path, now=now, nonce=proofs.nonce(now=now))
+    async def _proof(self, path: str) -> str:
+        """A device's proof for the path, with the nonce that a proof without one is refused with."""
+        now = time.time()
+        try:
+            await self.state.used_proofs.take_proof(Proof(key_thumbprint="", id="", nonce=None), now=now)
+        except UseDpopNonce as refused:
+            nonce = refused.nonce
+        return make_proof(self.device, method="POST", url=ORIGIN + path, now=now, nonce=nonce)
 
     def _body(self, ceremony: str, challenge: str) -> bytes:
         client_data = json.dumps(
