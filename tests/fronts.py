@@ -6,9 +6,10 @@ import os
 import re
 import shutil
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Final, Protocol
 
 from certificates import Certificate
 
@@ -17,6 +18,14 @@ from tests.programs import ROOT
 PAGE: Final = ROOT / "docs/how-to/reverse-proxy.md"
 RELAYS: Final = ROOT / "docs/how-to/several-relays.md"
 WRITTEN: Final = "127.0.0.1:8471", "127.0.0.1:8472"  # where the pages have two nodes
+
+
+class Front(Protocol):
+    """Starts a proxy with a configuration of the pages."""
+
+    def __call__(
+        self, config: str, folder: Path, certificate: Certificate, *, port: int
+    ) -> AbstractAsyncContextManager[None]: ...
 
 
 def blocks(language: str, page: Path = PAGE) -> list[str]:
@@ -68,13 +77,34 @@ async def nginx(config: str, folder: Path, certificate: Certificate, *, port: in
 
 
 @asynccontextmanager
-async def _running(*command: str | Path, port: int) -> AsyncIterator[None]:
+async def caddy(config: str, folder: Path, certificate: Certificate, *, port: int) -> AsyncIterator[None]:
+    """Caddy, which serves `localhost` at `port` with our certificate where `config` has example.com, for which it would get one."""
+    site = f"https://localhost:{port} {{\n    bind 127.0.0.1\n    tls {certificate.cert} {certificate.key}"
+    file = folder / "Caddyfile"
+    # no administration at port 2019, no redirection from port 80, and no waiting for streams when it ends
+    options = "{\n    admin off\n    auto_https disable_redirects\n    grace_period 1s\n}\n"
+    assert config.count("example.com {") == 1
+    file.write_text(options + config.replace("example.com {", site))
+    # it keeps its last configuration and what it knows of certificates
+    kept = {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "XDG_DATA_HOME": str(folder)}
+    async with _running("caddy", "run", "--config", file, port=port, environment=kept):
+        yield
+
+
+@asynccontextmanager
+async def _running(
+    *command: str | Path, port: int, environment: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[None]:
     """A proxy program while the context is open, from when it listens at the port on."""
     path = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])  # where Debian has them
     program = shutil.which(str(command[0]), path=path)
     assert program is not None, f"{command[0]} is missing: make system-packages"
     process = await asyncio.create_subprocess_exec(
-        program, *command[1:], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        program,
+        *command[1:],
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, **environment},
     )
     ended = asyncio.ensure_future(process.communicate())
     try:

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +23,7 @@ from headless_passkey.hybrid.tunnel_url import (
     new_url,
 )
 from headless_passkey.net.tunnel import open_tunnel
-from tests.fronts import WRITTEN, blocks, haproxy, nginx, placed
+from tests.fronts import WRITTEN, Front, blocks, haproxy, nginx, placed
 from tests.ports import reserved_port
 from tests.programs import running
 
@@ -37,7 +35,6 @@ UPGRADE: Final = {
     "Sec-WebSocket-Version": "13",
     "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
 }
-Front = Callable[..., AbstractAsyncContextManager[None]]
 
 
 @pytest.mark.parametrize("node", [0, 7, 255])

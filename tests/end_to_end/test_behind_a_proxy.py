@@ -1,7 +1,8 @@
-"""A whole sign-in through nginx, as docs/how-to/reverse-proxy.md configures it: relay, relying party and tunnel service under one name."""
+"""A whole sign-in through nginx or Caddy, as docs/how-to/reverse-proxy.md configures it: relay, relying party and tunnel service under one name."""
 
 import contextlib
 from pathlib import Path
+from typing import Final
 
 import aiohttp
 import pytest
@@ -11,7 +12,7 @@ from certificates import Certificate
 from world import World
 
 from tests.end_to_end.household import Home
-from tests.fronts import blocks, nginx, placed
+from tests.fronts import Front, blocks, caddy, nginx, placed
 from tests.ports import reserved_port
 from tests.programs import running
 from tests.relay.graphql_calls import submit
@@ -21,10 +22,12 @@ from tests.relay.test_graphql_subscriptions import begun
 from tests.trust.people import companion, device
 
 pytestmark = pytest.mark.asyncio
+FRONTS: Final = [pytest.param(nginx, "nginx", id="nginx"), pytest.param(caddy, "caddy", id="Caddy")]
 
 
-async def test_a_sign_in_goes_through_nginx_and_its_request_comes_by_a_stream(
-    tmp_path: Path,
+@pytest.mark.parametrize(("front", "language"), FRONTS)
+async def test_a_sign_in_goes_through_the_proxy_and_its_request_comes_by_a_stream(
+    front: Front, language: str, tmp_path: Path
 ) -> None:
     port = reserved_port()
     async with World.start(
@@ -34,10 +37,10 @@ async def test_a_sign_in_goes_through_nginx_and_its_request_comes_by_a_stream(
     ) as world:
         servers = {8470: "relay", 8471: "tunnel service", 8443: "relying party"}
         config = placed(
-            blocks("nginx")[0],
+            blocks(language)[0],
             {f"127.0.0.1:{written}": f"127.0.0.1:{world.port(name)}" for written, name in servers.items()},
         )
-        async with nginx(config, tmp_path, world.certificates, port=port):
+        async with front(config, tmp_path, world.certificates, port=port):
             home = await Home.make(world)
             companion = await world.companion(home.phone)
             for ceremony in (("register", "--user", "ada"), ("sign-in",)):
@@ -49,12 +52,19 @@ async def test_a_sign_in_goes_through_nginx_and_its_request_comes_by_a_stream(
             await relay.says("GET /v1/inbox/stream: ")
 
 
+@pytest.mark.parametrize(("front", "language"), FRONTS)
 @pytest.mark.parametrize("path", ["/push/v1/ring", "/push/graphql", "/passkeys/sign-in", "/cable/new/00"])
 @pytest.mark.parametrize(
     "upgrade", [{}, {"Upgrade": "websocket", "Connection": "Upgrade"}], ids=["plain", "upgrade"]
 )
 async def test_every_server_is_told_the_host_the_clients_address_and_an_upgrade(
-    path: str, upgrade: dict[str, str], loopback_certificate: Certificate, tmp_path: Path
+    front: Front,
+    language: str,
+    path: str,
+    upgrade: dict[str, str],
+    *,
+    loopback_certificate: Certificate,
+    tmp_path: Path,
 ) -> None:
     async def tell(request: web.Request) -> web.Response:
         headers = {name: request.headers.getall(name, []) for name in ("Host", "X-Forwarded-For", "Upgrade")}
@@ -65,9 +75,9 @@ async def test_every_server_is_told_the_host_the_clients_address_and_an_upgrade(
     port = reserved_port()
     async with TestServer(app) as server, aiohttp.ClientSession() as session:
         ours = {f"127.0.0.1:{written}": f"127.0.0.1:{server.port}" for written in (8470, 8471, 8443)}
-        config = placed(blocks("nginx")[0], ours)
+        config = placed(blocks(language)[0], ours)
         async with (
-            nginx(config, tmp_path, loopback_certificate, port=port),
+            front(config, tmp_path, loopback_certificate, port=port),
             session.get(
                 f"https://localhost:{port}{path}",
                 ssl=loopback_certificate.client_context(),
@@ -80,7 +90,10 @@ async def test_every_server_is_told_the_host_the_clients_address_and_an_upgrade(
     assert told["Upgrade"] == list(filter(None, [upgrade.get("Upgrade")]))
 
 
-async def test_a_subscription_goes_through_nginx(loopback_certificate: Certificate, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("front", "language"), FRONTS)
+async def test_a_subscription_goes_through_the_proxy(
+    front: Front, language: str, loopback_certificate: Certificate, tmp_path: Path
+) -> None:
     port, store = reserved_port(), tmp_path / "store"
     url = f"https://localhost:{port}/push"
     words = ("--listen", "127.0.0.1:0", "--store", store, "--public-url", url, "--trusted-proxy", "127.0.0.1")
@@ -88,8 +101,8 @@ async def test_a_subscription_goes_through_nginx(loopback_certificate: Certifica
     async with contextlib.AsyncExitStack() as opened, aiohttp.ClientSession(connector=tls) as session:
         program = await opened.enter_async_context(running("companion_push", "relay", "--graphql", *words))
         place = (await program.line()).removeprefix("http://")
-        config = placed(blocks("nginx")[0], {"127.0.0.1:8470": place})
-        await opened.enter_async_context(nginx(config, tmp_path, loopback_certificate, port=port))
+        config = placed(blocks(language)[0], {"127.0.0.1:8470": place})
+        await opened.enter_async_context(front(config, tmp_path, loopback_certificate, port=port))
         phone, frame = (Caller(one, session, url, Clock()) for one in (companion(), device()))
         await found(store, phone, frame.person)
         await frame.get("/v1/ring")  # for a nonce
