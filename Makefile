@@ -22,7 +22,7 @@ PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 test: $(VENV)/check.done system-packages  ## all tests, end to end included; PYTEST="-k tunnel" for some, WORKERS=0 in one process
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
-SLOW := end_to_end rp/browser push/browser companion/browser interop
+SLOW := end_to_end rp/browser push/browser companion/browser site interop
 test-fast: $(VENV)/check.done  ## the tests of the parts: no browser, no other libraries, no whole sign-in
 	@scripts/install-test-packages bluetooth
 	$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=tests/,$(SLOW)) $(PYTEST)
@@ -141,9 +141,9 @@ SITE := .venv-site
 RELEASE := .venv-release
 RECORDING := .venv-recording
 # not --quiet, which counts no warnings
-site: $(SITE)/done  ## the documentation as a site in build/site, without warnings; to be read without a network
+site: $(SITE)/done  ## the documentation as a site in build/site, without warnings; to be read without a network or a server
 	@NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --clean
-	@echo "build/site; to read it with its search: $(PYTHON) -m http.server -d build/site"
+	@echo "open build/site/index.html in a browser"
 
 links:  ## asks each address of others that the documentation links to, and fails where one is gone
 	@$(PYTHON) scripts/links
