@@ -193,7 +193,7 @@ dist: $(VENV)/check.done  ## source distribution and wheel, in dist/; built twic
 docker-test:  ## images, compose files and sign-ins through them, by docker or podman; TEST=--short for one image in two minutes
 	@$(PYTHON) docker/test $(TEST)
 
-test-dist: dist  ## installs the wheel elsewhere on each Python that is here, with each extra, and signs in
+test-dist: dist  ## installs wheel and source distribution elsewhere on each Python that is here, with each extra, and signs in
 	@$(BIN)/python scripts/test-dist $(BIN)/uv
 
 supply-chain: dist $(RELEASE)/done  ## what comes with it: build/sbom.json, build/licences.md, and known vulnerabilities (77: not looked up)
