@@ -95,6 +95,13 @@ class RogueRelay:
         self._earlier: dict[str, Ring] = {}  # the one before the newest, by account
         self._envelopes: dict[str, str] = {}  # the newest, by recipient
         self._opened: list[dict[str, Any]] = []
+        self._told: set[str] = set()
+
+    def _tell_once(self, stage: str) -> None:
+        """Say that it has cheated, as programs tell stages: whoever tries it knows then that somebody was cheated."""
+        if stage not in self._told:
+            self._told.add(stage)
+            print(json.dumps({"stage": stage}), file=sys.stderr, flush=True)
 
     async def recall(self, place: StorePlace) -> None:
         """Read the rings in the store, as any operator can: a relay that cheats may have been honest before."""
@@ -201,6 +208,7 @@ class RogueRelay:
                 return {"state": "claimed", "claim": {"by": companion.name, "word": base64url(word.document)}}
             case "withhold":
                 before = self._before_the_newest(_caller(request))
+                self._tell_once("withheld")
                 return {"ring": {"version": before.version, "hash": base64url(before.hash)}}
             case "hide-claim" if content["claim"] is not None:
                 return {"state": "delivered", "claim": None}
@@ -212,6 +220,7 @@ class RogueRelay:
         if caller is None or caller.role is not Role.DEVICE:
             return {}
         before = self._before_the_newest(member)
+        self._tell_once("withheld")
         newer = content["version"] - before.version
         rings = content["rings"][:-newer] if newer else content["rings"]
         return {"version": before.version, "hash": base64url(before.hash), "rings": rings, "words": []}

@@ -56,6 +56,7 @@ KEPT_BY_PROCESS: Final = {  # and each process of a relay
 }
 REMOVED: Final = ExitStatus.NOT_ENROLLED
 FAULTY: Final = re.compile(r"Traceback|unexpected \w+ at \S+:\d+")  # a fault that nobody has thought of
+FULL: Final = re.compile(r"disk is full|No space left")
 ADRIFT: Final = re.compile(r"^\..*\.[0-9a-f]{16}$")  # a private file that is being written
 
 
@@ -70,7 +71,12 @@ class Tally:
     sign_ins: int = 0
     ends: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    met: Counter[str] = field(
+        default_factory=Counter
+    )  # faults that something has met: what was killed ran, what was cut was used
     missed: int = 0  # faults whose moment did not come
+    adverts: int = 0  # that were on the air
+    latest: float = 0.0  # seconds by which a sign-in has ended after its deadline, at the most
 
 
 @dataclass(slots=True)
@@ -141,13 +147,15 @@ class Conductor:
         began = time.monotonic()
         stopped = sum(fault.seconds for fault in faults)
         ended = await self._ended(home, TIMEOUT, TIMEOUT + stopped + GRACE)
+        seconds = time.monotonic() - began
+        self.tally.latest = max(self.tally.latest, seconds - TIMEOUT - stopped)
         self._check_end(ended, faults)
         why = (ended.failure or {}).get("reason")
         killed = ended.status == KILLED
         self.tally.ends[
             "session" if ended.status == 0 else "killed" if killed else f"{ended.status} {why}"
         ] += 1
-        self.say(f"    home {number}: {ended.status} {why or ''} after {time.monotonic() - began:.1f} s")
+        self.say(f"    home {number}: {ended.status} {why or ''} after {seconds:.1f} s")
         return ended.status
 
     async def _ended(self, home: Home, seconds: float, patience: float) -> "_End":
@@ -198,25 +206,19 @@ class Conductor:
                 await stack.enter_async_context(self._busy.setdefault(name, asyncio.Lock()))
             self.tally.faults[fault.kind] += 1
             await asyncio.to_thread(self.town.aim, fault)
-            match fault.kind:
-                case Kind.KILL:
-                    await self._kill(fault)
-                case Kind.STOP:
-                    await self._stop(fault)
-                case Kind.CUT | Kind.DELAY | Kind.SWALLOW | Kind.DEAFEN:
-                    await self._trouble(fault)
-                case Kind.FILL:
-                    await self._fill(fault)
-                case Kind.JUMP:
-                    await self._jump(fault)
-                case Kind.ROLL_BACK:
-                    await self._roll_back(fault)
-                case Kind.REMOVE:
-                    await self._remove(fault)
-                case Kind.WITHHOLD:
-                    await self._withhold(fault)
-                case Kind.LOSE:
-                    await self._lose(fault)
+            make = {
+                Kind.KILL: self._kill,
+                Kind.STOP: self._stop,
+                **dict.fromkeys((Kind.CUT, Kind.DELAY, Kind.SWALLOW, Kind.DEAFEN), self._trouble),
+                Kind.FILL: self._fill,
+                Kind.JUMP: self._jump,
+                Kind.ROLL_BACK: self._roll_back,
+                Kind.REMOVE: self._remove,
+                Kind.WITHHOLD: self._withhold,
+                Kind.LOSE: self._lose,
+            }
+            has_met = await make[fault.kind](fault)
+            self.tally.met[fault.kind] += has_met
 
     def _touched(self, fault: Fault) -> list[str]:
         """The programs that only one fault at a time may end and start, always in the same order."""
@@ -242,20 +244,24 @@ class Conductor:
         """The name under which a program of the plan runs."""
         return self.town.members.get(target, target)
 
-    async def _kill(self, fault: Fault) -> None:
+    # Each returns whether something has met it.
+
+    async def _kill(self, fault: Fault) -> bool:
+        running = self.town.processes(fault.target)
         if fault.target in self.town.databases:
             await asyncio.to_thread(self.town.databases[fault.target].kill)
         elif fault.target == WORKER:
-            _send(self.town.processes(WORKER), signal.SIGKILL)  # who keeps it starts another one
-            return
+            _send(running, signal.SIGKILL)  # who keeps it starts another one
+            return bool(running)
         else:
             program = self.town.program(fault.target)
             if program is None:
-                return
+                return False
             program.kill()
             await program.wait()
         await asyncio.sleep(fault.seconds)
         await self._back(fault.target)
+        return bool(running)
 
     async def _back(self, target: str) -> None:
         """Start again what has ended, except for programs of one sign-in."""
@@ -272,7 +278,7 @@ class Conductor:
                 self.town.dismiss(program)
                 await self.town.attend(target)
 
-    async def _stop(self, fault: Fault) -> None:
+    async def _stop(self, fault: Fault) -> bool:
         stopped = self.town.processes(fault.target)
         _send(stopped, signal.SIGSTOP)
         try:
@@ -282,30 +288,36 @@ class Conductor:
         database = self.town.databases.get(fault.target)
         if isinstance(database, ValkeyCluster):  # a primary that stood still is a replica now
             await asyncio.to_thread(database.recover)
+        return bool(stopped)
 
-    async def _jump(self, fault: Fault) -> None:
+    async def _jump(self, fault: Fault) -> bool:
         database = self.town.databases.get(fault.target)
+        member = self._member(fault.target)
         for ahead in (fault.amount, 0):
             if isinstance(database, Postgres | ValkeyCluster):
                 await asyncio.to_thread(database.jump, ahead)
             else:
-                self.town.jump(self._member(fault.target), ahead)
+                self.town.jump(member, ahead)
             if ahead:
                 await asyncio.sleep(fault.seconds)
+        return database is not None or self.town.has_read_wrong_clock(member)
 
-    async def _lose(self, fault: Fault) -> None:
+    async def _lose(self, fault: Fault) -> bool:
         """Kill Redis, and let it begin with nothing."""
         redis = self.town.databases["redis"]
         assert isinstance(redis, Redis)
+        ran = redis.pid is not None
         await asyncio.to_thread(redis.kill)
         redis.empty()
         await asyncio.sleep(fault.seconds)
         await self._back("redis")
+        return ran
 
-    async def _trouble(self, fault: Fault) -> None:
+    async def _trouble(self, fault: Fault) -> bool:
         junctions, party = self.town.before(fault.server), self._member(fault.target)
+        trouble = Trouble()  # each link's, since it is one fault
         for junction in junctions:
-            trouble = junction.troubles.setdefault(party, Trouble())
+            junction.troubles[party] = trouble
             match fault.kind:
                 case Kind.CUT:
                     trouble.cut = True
@@ -320,8 +332,9 @@ class Conductor:
         for junction in junctions:
             junction.troubles[party] = Trouble()
             junction.break_calls(party, swallowed_only=True)
+        return trouble.met > 0
 
-    async def _fill(self, fault: Fault) -> None:
+    async def _fill(self, fault: Fault) -> bool:
         postgres = self.town.databases.get("postgresql")
         folders = {
             "relay": self.town.relay_store.parent,
@@ -330,10 +343,15 @@ class Conductor:
         }
         folder = folders[fault.target]
         assert folder is not None
+        servers = [fault.target] if fault.target in self.town.servers else self.town.deployment.relays
+        before = {name: len(self.town.servers[name][0].said) for name in servers}
         with _filled(folder):
             await asyncio.sleep(fault.seconds)
+        return any(
+            FULL.search(line) for name, at in before.items() for line in self.town.servers[name][0].said[at:]
+        )
 
-    async def _roll_back(self, fault: Fault) -> None:
+    async def _roll_back(self, fault: Fault) -> bool:
         copy = self._copies[max(0, len(self._copies) - 1 - int(fault.amount))]
         relays = self.town.deployment.relays
         await asyncio.gather(*map(self._end_server, relays))
@@ -346,20 +364,27 @@ class Conductor:
             shutil.copy(copy, again)
             put_back(self.town.relay_store, again)
         await asyncio.gather(*map(self.town.restart, relays))
+        return True
 
     async def _end_server(self, name: str) -> None:
         program = self.town.servers[name][0]
         if program.process.returncode is None:
             await program.stop()
 
-    async def _remove(self, fault: Fault) -> None:
-        home = self.town.homes[fault.home]
-        with suppress(
-            HeadlessPasskeyError, AssertionError
-        ):  # the relay is not there, or the ring has changed
+    async def _remove(self, fault: Fault) -> bool:
+        home, processes = self.town.homes[fault.home], self.town.processes(fault.target)
+        _send(processes, signal.SIGSTOP)  # if it has the claim, it shall not be done before it is removed
+        try:
             await home.remove(self._member(fault.target))
+        except (HeadlessPasskeyError, AssertionError):  # the relay is not there, or the ring has changed
+            return False
+        else:
+            stages = [each.said.get("stage") for each in self._heard() if each.who == fault.target]
+            return "opened" in stages and "finished" not in stages
+        finally:
+            _send(processes, signal.SIGCONT)
 
-    async def _withhold(self, fault: Fault) -> None:
+    async def _withhold(self, fault: Fault) -> bool:
         await self._end_server("relay")
         honest, command = self.town.servers["relay"]
         self.town.dismiss(honest)
@@ -375,6 +400,7 @@ class Conductor:
         await self._end_server("relay")
         _check_words("relay that withholds", rogue.said)
         await self.town.restart("relay")
+        return "withheld" in rogue.stages
 
     # After a round
 

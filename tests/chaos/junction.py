@@ -26,6 +26,7 @@ class Trouble:
     swallows: bool = False
     deaf: bool = False  # adverts do not come through
     delay: float = 0.0  # seconds
+    met: int = 0  # connections, pieces and adverts that it has broken, held up or dropped
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +81,7 @@ class Junction:
         """Break the connections of a program. swallowed_only: those that have lost bytes."""
         for call in [*self.calls]:
             if call.party == party and (call.swallowed or not swallowed_only):
+                self._trouble(party).met += 1
                 call.abort()
 
     async def _carry(self, near: asyncio.StreamReader, to_near: asyncio.StreamWriter) -> None:
@@ -87,7 +89,9 @@ class Junction:
             pids = self.pids()
             process = caller(to_near.get_extra_info("peername")[1], self.port, pids)
             party = "" if process is None else pids[process]
-            if self._trouble(party).cut:
+            trouble = self._trouble(party)
+            if trouble.cut:
+                trouble.met += 1
                 return
             far, to_far = await self._reached()
         except OSError:  # the server is not there
@@ -145,12 +149,15 @@ class Junction:
         while data := await reader.read(PIECE):
             trouble = self._trouble(call.party)
             if trouble.delay:
+                trouble.met += 1
                 await asyncio.sleep(trouble.delay)
             if trouble.swallows:
+                trouble.met += 1
                 call.swallowed = True
                 continue
             if reports and self.hci:
-                data = hearing.take(data, deaf=trouble.deaf)
+                data, dropped = hearing.take(data, deaf=trouble.deaf)
+                trouble.met += dropped
             writer.write(data)
             await writer.drain()
         if call.swallowed:
@@ -168,16 +175,18 @@ class _Hearing:
 
     rest: bytes = b""
 
-    def take(self, data: bytes, *, deaf: bool) -> bytes:
-        """What is carried on of `data`: whole packets."""
+    def take(self, data: bytes, *, deaf: bool) -> tuple[bytes, int]:
+        """What is carried on of `data`, whole packets; and how many reports are not."""
         self.rest += data
-        heard = b""
+        heard, dropped = b"", 0
         while (size := _packet_size(self.rest)) is not None and len(self.rest) >= size:
             packet, self.rest = self.rest[:size], self.rest[size:]
             is_report = packet[0] == EVENT and packet[1] == LE_META and packet[3] in REPORTS
-            if not (deaf and is_report):
+            if deaf and is_report:
+                dropped += 1
+            else:
                 heard += packet
-        return heard
+        return heard, dropped
 
 
 def _packet_size(data: bytes) -> int | None:
@@ -190,7 +199,7 @@ def _packet_size(data: bytes) -> int | None:
 def caller(port: int, to: int, pids: Mapping[int, str]) -> int | None:
     """Which of the processes `pids` has connected from a port of this machine to another; None when it has gone, or is none of them."""
     socket = _socket(port, to)
-    return next((pid for pid in pids if socket is not None and socket in _descriptors(pid)), None)
+    return next((pid for pid in pids if socket is not None and socket in descriptors(pid)), None)
 
 
 def _socket(port: int, to: int) -> str | None:
@@ -204,7 +213,7 @@ def _connections() -> Iterator[tuple[str, int, int]]:
         yield f"socket:[{rest[6]}]", int(near.rpartition(":")[2], 16), int(far.rpartition(":")[2], 16)
 
 
-def _descriptors(pid: int) -> list[str]:
+def descriptors(pid: int) -> list[str]:
     """What the descriptors of a process are."""
     found = []
     with suppress(OSError):
@@ -217,7 +226,7 @@ def _descriptors(pid: int) -> list[str]:
 def sockets(*pids: int, but_to: Collection[int] = ()) -> int:
     """How many sockets processes have open; one that several descriptors are of counts once. but_to: not those to these ports."""
     left_out = {socket for socket, _, far in _connections() if far in but_to}
-    return len({each for pid in pids for each in _descriptors(pid) if each.startswith("socket:")} - left_out)
+    return len({each for pid in pids for each in descriptors(pid) if each.startswith("socket:")} - left_out)
 
 
 def family(*pids: int) -> dict[int, int]:

@@ -83,9 +83,11 @@ def report(plan: Plan, outcome: Outcome, seconds: float) -> None:
     print(
         f"{tally.sign_ins} sign-ins in {len(plan.rounds)} rounds of seed {plan.seed} with {plan.deployment}, {seconds:.0f} s"
     )
-    for title, counts in (("ended", tally.ends), ("faults", tally.faults)):
-        print(f"  {title}: " + ", ".join(f"{count} {what}" for what, count in counts.most_common()))
+    print("  ended: " + ", ".join(f"{count} {what}" for what, count in tally.ends.most_common()))
+    met = (f"{tally.met[kind]} of {count} {kind}" for kind, count in tally.faults.most_common())
+    print("  faults that met something: " + ", ".join(met))
     print(f"  faults whose moment did not come: {tally.missed}")
+    print(f"  adverts on the air: {tally.adverts}; the latest end: {tally.latest:.1f} s after its deadline")
     if not outcome.has_small:
         print(f"  not run: {Kind.FILL}, since nobody may mount a file system here")
 
@@ -145,6 +147,7 @@ def main(words: list[str]) -> int:
         print(f"not run: {lacking}")
         return NOT_RUN
     began = time.monotonic()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # as Ctrl-C: all is undone
     outcome = asyncio.run(run(plan, verbose=True, log=args.log))
     report(plan, outcome, time.monotonic() - began)

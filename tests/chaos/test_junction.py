@@ -78,6 +78,7 @@ async def test_a_cut_link_breaks_and_is_not_made_again(echo: Echo) -> None:
     async with echo.call() as (reader, writer):
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
+    assert echo.junction.troubles[ME].met == 2, "one connection broke, one was not made"
     echo.junction.troubles.clear()
     async with echo.call() as (reader, writer):
         writer.write(b"b")
@@ -93,10 +94,19 @@ async def test_what_is_swallowed_never_comes_and_its_connection_breaks_when_that
         writer.write(b"b")
         while not call.swallowed:  # noqa: ASYNC110  nobody tells it
             await asyncio.sleep(0)
+        assert echo.junction.troubles[ME].met == 1
         echo.junction.troubles.clear()
         echo.junction.break_calls(ME, swallowed_only=True)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
+
+
+async def test_what_is_delayed_comes_and_each_piece_counts(echo: Echo) -> None:
+    echo.junction.troubles[ME] = trouble = Trouble(delay=0.01)
+    async with echo.call() as (reader, writer):
+        writer.write(b"a")
+        assert await reader.readexactly(1) == b"a"
+        assert trouble.met == 2, "there and back"
 
 
 async def test_trouble_of_another_one_is_none(echo: Echo) -> None:
@@ -105,6 +115,7 @@ async def test_trouble_of_another_one_is_none(echo: Echo) -> None:
         writer.write(b"a")
         echo.junction.break_calls("somebody else")
         assert await reader.readexactly(1) == b"a"
+        assert echo.junction.troubles["somebody else"].met == 0
 
 
 async def test_a_deaf_host_gets_everything_but_adverts(echo: Echo) -> None:
@@ -122,6 +133,7 @@ async def test_a_deaf_host_gets_everything_but_adverts(echo: Echo) -> None:
             await asyncio.sleep(0)
         heard = connected + channel + completed
         assert await reader.readexactly(len(heard)) == heard
+        assert echo.junction.troubles[ME].met == 2, "two adverts were dropped"
 
 
 async def test_a_server_that_is_not_there_breaks_the_call(echo: Echo) -> None:

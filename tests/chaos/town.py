@@ -306,13 +306,22 @@ class Town(World):
     def _clock(self, name: str) -> Path:
         file = self.folder / "clocks" / name
         if not file.exists():
-            file.write_bytes(bytes(8))
+            file.write_bytes(bytes(9))
         return file
 
     def jump(self, name: str, ahead: float) -> None:
         """Put a program's clock ahead of the right time by so many seconds."""
         with self._clock(name).open("r+b") as file:
             file.write(struct.pack("=d", ahead))
+
+    def has_read_wrong_clock(self, name: str) -> bool:
+        """Whether a program has read its clock since it was last called so, while that was wrong."""
+        with self._clock(name).open("r+b") as file:
+            file.seek(8)
+            has_read = file.read(1) == b"\1"
+            file.seek(8)
+            file.write(b"\0")
+        return has_read
 
 
 @contextmanager
