@@ -158,6 +158,16 @@ async def test_a_copy_that_is_stopped_anywhere_has_copied_nothing_and_can_be_beg
     assert contents(database) == contents(file)
 
 
+LONG: Final = 1 << 18  # bytes of a row
+
+
+def on_the_way() -> int:
+    """How many bytes a connection over TCP may hold that its other end has not read: both ends' largest buffers."""
+    return sum(
+        int(Path(f"/proc/sys/net/ipv4/tcp_{each}").read_text().split()[2]) for each in ("wmem", "rmem")
+    )
+
+
 HELD: Final = 8_273  # a lock of PostgreSQL that the test holds, and nobody else knows
 
 
@@ -219,10 +229,11 @@ async def test_a_copy_that_is_killed_anywhere_has_copied_nothing_or_all_and_is_b
     """What it had sent until then the server does, which may be all of the last tables, and the commit."""
     async with a_household(file) as (_, home, _):
         pass
-    # more than waits in sockets on the way
-    long = "WITH RECURSIVE n(v) AS (SELECT 1000 UNION ALL SELECT v + 1 FROM n WHERE v < 1039)"
+    # from ring 20 on more than waits in sockets on the way, else the commit may have been sent when the program is killed there
+    count = 20 + 2 + on_the_way() // LONG
+    long = f"WITH RECURSIVE n(v) AS (SELECT 1000 UNION ALL SELECT v + 1 FROM n WHERE v < {999 + count})"  # noqa: S608  numbers
     account = home.account
-    query(file, f"{long} INSERT INTO rings SELECT '{account}', v, randomblob(32), zeroblob(262144) FROM n")  # noqa: S608
+    query(file, f"{long} INSERT INTO rings SELECT '{account}', v, randomblob(32), zeroblob({LONG}) FROM n")  # noqa: S608
     words = ("companion_push", "store", "copy", "--store", str(file), "--to", str(database))
     rows = digests(file)
     empty: dict[str, list[bytes]] = {table: [] for table in TABLES}
