@@ -7,6 +7,8 @@ and no connection, file or process is left.
 
 import asyncio
 import errno
+import functools
+import operator
 import os
 import re
 import shutil
@@ -15,7 +17,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,12 +27,13 @@ from typing import Any, Final
 from programs import Program, ProgramFailed, event
 
 from companion_push.relay import redis_states
-from headless_passkey.errors import ExitStatus, HeadlessPasskeyError
+from headless_passkey.errors import ExitStatus, HeadlessPasskeyError, TransportError
 from postgres_store import database
+from tests.chaos.air import Air
 from tests.chaos.databases import Postgres, Redis, ValkeyCluster
 from tests.chaos.junction import Trouble
-from tests.chaos.plan import COMPANIONS, WORKER, Deployment, Fault, Kind, Plan, Round
-from tests.chaos.town import NODES, TIMEOUT, WORKERS, Heard, Town
+from tests.chaos.plan import COMPANIONS, HOMES, WORKER, Deployment, Fault, Kind, Plan, Round
+from tests.chaos.town import NODES, SCRATCH, TIMEOUT, WORKERS, Heard, Town, user_of
 from tests.end_to_end.household import Home, Session, copied, processes, put_back
 from tests.relay.stores import query
 
@@ -54,6 +57,7 @@ KEPT_BY_PROCESS: Final = {  # and each process of a relay
     "redis": redis_states.CONNECTIONS,
     **dict.fromkeys(NODES, redis_states.CONNECTIONS),
 }
+SESSIONS: Final = "SELECT session_id, name FROM sessions JOIN users ON handle = user_handle"
 REMOVED: Final = ExitStatus.NOT_ENROLLED
 FAULTY: Final = re.compile(r"Traceback|unexpected \w+ at \S+:\d+")  # a fault that nobody has thought of
 FULL: Final = re.compile(r"disk is full|No space left")
@@ -92,13 +96,32 @@ class Conductor:
     _began: int = 0  # of the round, in what was heard
     _files: frozenset[str] = frozenset()
     _over: bool = False  # the round's sign-ins have ended
+    _air: Air | None = None
+    _deaf: int = 0  # what was heard before there was an ear for adverts
+    _idle: dict[str, Counter[str]] = field(
+        default_factory=dict
+    )  # what each program has while nobody signs in
     _busy: dict[str, asyncio.Lock] = field(default_factory=dict)  # by program: one fault at a time
 
     async def run(self) -> None:
         """Carry the plan out; `Broken` when something does not hold."""
+        async with Air.listen(self.town.ether) as self._air:
+            self._deaf = len(self.town.heard)
+            await self._carry_out()
+        await self._all_stops()
+
+    @property
+    def _ear(self) -> Air:
+        assert self._air is not None
+        return self._air
+
+    async def _carry_out(self) -> None:
+        """Sign in without faults, make the rounds, and sign in once more."""
         for home in self.town.homes:
             await self._must_sign_in(home)
         self._files = self._all_files()
+        for name in [*self.town.servers, *self.town.running]:
+            self._idle[name] = functools.reduce(operator.or_, await self.town.use(name))
         for each in self.plan.rounds:
             try:
                 await self._round(each)
@@ -106,7 +129,6 @@ class Conductor:
                 raise Broken(f"round {each.number}: {error}") from error
         for home in [*self.town.homes]:
             await self._must_sign_in(home)
-        await self._all_stops()
 
     # A round
 
@@ -475,20 +497,24 @@ class Conductor:
             return True
         return fault.target == "relay" and self.town.deployment is Deployment.FILE
 
-    def _session_ids(self) -> set[bytes]:
-        """The sessions that the relying party keeps."""
+    def _session_ids(self) -> set[tuple[bytes, str]]:
+        """The sessions that the relying party keeps, each with its user."""
         postgres = self.town.databases.get("postgresql")
         if isinstance(postgres, Postgres) and "relying party" in self.town.deployment.calls:
-            return {bytes(row[0]) for row in query(postgres.passkeys, "SELECT session_id FROM sessions")}
+            return {(bytes(row[0]), row[1]) for row in query(postgres.passkeys, SESSIONS)}
         with closing(sqlite3.connect(f"file:{self.town.relying_party_store}?mode=ro", uri=True)) as store:
-            return {row[0] for row in store.execute("SELECT session_id FROM sessions")}
+            return {(row[0], row[1]) for row in store.execute(SESSIONS)}
 
-    def _check_sessions(self, before: set[bytes]) -> None:
-        """There are not more sessions than approvals."""
-        fresh = len(self._session_ids() - before)
-        approvals = sum(each.said.get("stage") == "phone-answered" for each in self._heard())
-        if fresh > approvals:
-            raise Broken(f"{fresh} sessions of {approvals} approvals")
+    def _check_sessions(self, before: set[tuple[bytes, str]]) -> None:
+        """No user has more new sessions than its home's phones have given approvals."""
+        fresh = Counter(user for _, user in self._session_ids() - before)
+        approvals = Counter(each.home for each in self._heard() if each.said.get("stage") == "phone-answered")
+        for number in HOMES:
+            sessions = fresh.pop(user_of(number), 0)
+            if sessions > approvals[number]:
+                raise Broken(f"{sessions} sessions of {approvals[number]} approvals in home {number}")
+        if fresh:
+            raise Broken(f"sessions of users who did not sign in: {sorted(fresh)}")
 
     async def _check_session(self, home: Home) -> None:
         """The session that the device was given is one."""
@@ -513,7 +539,15 @@ class Conductor:
         for name in self.town.junctions:
             await self._until_none(partial(self._strange_calls, name))
         await self._until_none(self._unfinished)
-        adrift = [each for each in self._all_files() - self._files if ADRIFT.match(Path(each).name)]
+        for name in [*self.town.servers, *self.town.running]:
+            await self._until_none(partial(self._excess, name))
+        await self._until_none(self._sent)
+        self._check_adverts()
+        adrift = [
+            each
+            for each in self._all_files() - self._files
+            if ADRIFT.match(Path(each).name) or Path(each).parts[0] == SCRATCH
+        ]
         if (
             len(adrift) > self.tally.faults[Kind.KILL]
         ):  # a writer that is killed leaves one, until its next write
@@ -541,9 +575,33 @@ class Conductor:
         count = postgres.unfinished() if isinstance(postgres, Postgres) else 0
         return f"{count} transactions are open, and nobody goes on with them" if count else ""
 
-    async def _until_none(self, left: Callable[[], str]) -> None:
+    async def _excess(self, name: str) -> str:
+        """The tasks and open files that a program has more than when nobody had met a fault, for people."""
+        more = [used - self._idle[name] for used in await self.town.use(name)]
+        said = [f"{count} times {what}" for each in more for what, count in each.items()]
+        return f"the {name} has more than when it began: {', '.join(said)}" if said else ""
+
+    async def _sent(self) -> str:
+        """The adverts that are on the air, though nobody signs in, for people."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                count = len(await self._ear.others())
+        except (TransportError, TimeoutError) as error:
+            return f"the radio does not carry an advert: {error!r}"
+        return f"{count} adverts are still sent" if count else ""
+
+    def _check_adverts(self) -> None:
+        """Each phone has said that it sends an advert, and each advert is one phone's."""
+        said = sum(each.said.get("stage") == "phone-advertising" for each in self.town.heard[self._deaf :])
+        self.tally.adverts = len(self._ear.senders)
+        if self.tally.adverts > said:
+            raise Broken(f"{self.tally.adverts} adverts were sent, and phones have said so of {said}")
+        if self._ear.doubled:
+            raise Broken(f"{len(self._ear.doubled)} adverts were sent by several hosts each")
+
+    async def _until_none(self, left: Callable[[], str | Awaitable[str]]) -> None:
         deadline = time.monotonic() + FORGOTTEN
-        while said := left():
+        while said := await _said(left()):
             if time.monotonic() > deadline:
                 raise Broken(said)
             await asyncio.sleep(0.05)
@@ -612,6 +670,10 @@ async def _one_more(device: Program, seconds: float) -> int:
     if ended["tasks"]:
         raise Broken(f"{device.name} has {ended['tasks']} tasks left after its sign-in")
     return int(ended["status"])
+
+
+async def _said(left: str | Awaitable[str]) -> str:
+    return left if isinstance(left, str) else await left
 
 
 def _check_words(who: str, said: Sequence[str]) -> None:

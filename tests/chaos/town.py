@@ -1,14 +1,17 @@
 """The programs of a chaotic run: servers behind junctions, homes with companions and phones, stores on small file systems, clocks that jump."""
 
 import asyncio
+import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +23,14 @@ from headless_passkey.errors import ExitStatus
 from headless_passkey.trust.ring import Role
 from tests.chaos import databases
 from tests.chaos.databases import Database, Postgres, Redis, ValkeyCluster
-from tests.chaos.junction import Junction, family, sockets
+from tests.chaos.junction import Junction, descriptors, family, sockets
 from tests.chaos.plan import COMPANIONS, HOMES, LINKED, SERVERS, STAYS, WORKER, Deployment, Fault
 from tests.end_to_end.household import Home
 
 STORE_SIZE: Final = 16  # MiB of the file system of a store
 CLOCKS: Final = Path(__file__).parent / "jumping_clock"
+SCRATCH: Final = "temporary files"  # a folder of the run's
+TOLD: Final = 60.0  # seconds until a program has said what tasks it has, even on a busy machine
 DEVICE: Final = Path(__file__).parent / "device.py"
 TIMEOUT: Final = 12  # seconds that a sign-in may take
 SMALL: Final = frozenset({"relay", "relying party"})  # servers whose store is on a small file system
@@ -61,6 +66,7 @@ class Town(World):
         default_factory=dict
     )  # who is called so in the ring now, by names in the plan
     heard: list[Heard] = field(default_factory=list)
+    ether: str = ""  # the radio, past the junction, in bumble's notation
     news: asyncio.Event = field(default_factory=asyncio.Event)  # there is more in `heard`
     at_birth: dict[str, int] = field(default_factory=dict)  # sockets of a server before anybody called
     deployment: Deployment = Deployment.FILE
@@ -132,13 +138,18 @@ class Town(World):
                     town.hear(name, text)
 
             (folder / "clocks").mkdir()
+            (folder / SCRATCH).mkdir()
             town = await stack.enter_async_context(
                 cls.start(
                     folder,
                     on_line=line,
                     relay=("companion-push", "relay", "--public-url", url["relay"], *states),
                     relying_party=("--public-url", url["relying party"], *(on_postgres if is_there else ())),
-                    environment={marker[0]: marker[1], "PYTHONPATH": str(CLOCKS)},
+                    environment={
+                        marker[0]: marker[1],
+                        "PYTHONPATH": str(CLOCKS),
+                        "TMPDIR": str(folder / SCRATCH),
+                    },
                     database=place,
                     programs=programs,
                 )
@@ -154,7 +165,9 @@ class Town(World):
                 served = deployment.relays if name == "relay" else (name,)
                 junctions[name].targets = tuple(map(town.port, served))
                 town.at_birth |= {each: town.sockets(each) for each in served}
+            town.at_birth["radio"] = town.sockets("radio")
             junctions["radio"].targets = (int(town.radio.rpartition(":")[2]),)
+            town.ether = town.radio.partition(":")[2]
             town.relay, town.relying_party = url["relay"], url["relying party"]
             town.tunnel = (
                 f"{town.tunnel.partition('=')[0]}=wss://localhost:{junctions['tunnel service'].port}"
@@ -200,6 +213,24 @@ class Town(World):
         to_databases = {each.port for name in self.databases for each in self.before(name)}
         return sockets(*self.processes(server), but_to=to_databases)
 
+    async def use(self, name: str) -> list[Counter[str]]:
+        """The tasks and open files of each process of a program; but for connections, which are counted elsewhere."""
+        return [await self._use(name, each) for each in self.processes(name)]
+
+    async def _use(self, name: str, pid: int) -> Counter[str]:
+        at = len(self.heard)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR2)
+        deadline = time.monotonic() + TOLD
+        while not (said := [each.said for each in self.heard[at:] if each.said.get("process") == pid]):
+            if time.monotonic() > deadline:
+                raise ProgramFailed(f"process {pid} of the {name} does not say what tasks it has")
+            await asyncio.sleep(0.01)
+        # aiohttp has tasks for each connection
+        used = Counter(f"task {each}" for each in said[0]["tasks"] if not each.startswith("RequestHandler."))
+        used["open files"] = sum(not each.startswith("socket:") for each in descriptors(pid))
+        return used
+
     async def restart(self, name: str) -> None:
         """Start an ended server again; a relay whose database is not back again and again, as a service manager does."""
         deadline = time.monotonic() + SERVED
@@ -223,7 +254,7 @@ class Town(World):
         for name in companions:
             await self.attend(name)
         linked = ("--link",) if number == LINKED else ()
-        status, _ = await self.ceremony(home.hub, "register", "--user", f"ada {number}", *linked)
+        status, _ = await self.ceremony(home.hub, "register", "--user", user_of(number), *linked)
         assert status == 0, f"home {number} has no passkey"
         if STAYS[number]:
             await self.attend(home.hub)
@@ -322,6 +353,11 @@ class Town(World):
             file.seek(8)
             file.write(b"\0")
         return has_read
+
+
+def user_of(number: int) -> str:
+    """The name of a home's user at the relying party."""
+    return f"ada {number}"
 
 
 @contextmanager
