@@ -55,6 +55,7 @@ from relying_party.core.operations import STEP_UP_SECONDS, Operation, OperationK
 from relying_party.core.proofs import ProofsInMemory, UsedProofs
 from relying_party.core.sessions import (
     LATE_SECONDS,
+    Lifetimes,
     Opened,
     RandomBytes,
     hash_token,
@@ -127,9 +128,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DAY: Final = 86400.0  # seconds
+HOUR: Final = 3600.0  # seconds
+DAY: Final = 24 * HOUR
 MAX_USERS_SHOWN: Final = 200  # users on the page
 REFRESH_ATTEMPTS: Final = 3
+REFRESHES: Final = 60  # of a session in an hour, at the least
+REFRESHES_OF_TOKEN: Final = 4  # at the least, in the time of a token: answers are lost
 READS: Final = 4  # requests that only read, for each of `requests_per_minute`: a page brings its parts
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -212,6 +216,9 @@ def make_app(
                 read_limit=RateLimit(name="reads-of-address", most=config.requests_per_minute * READS),
                 registrations=RateLimit(
                     name="registrations-of-address", most=config.registrations_per_day, seconds=DAY
+                ),
+                refreshes=RateLimit(
+                    name="refreshes-of-session", most=_refreshes(config.lifetimes), seconds=HOUR
                 ),
                 issuer=TokenIssuer(
                     key=config.token_keys[0] if config.token_keys else None,
@@ -548,6 +555,7 @@ async def refresh_session(request: web.Request) -> web.Response:
             state.metrics.count("refresh_reuse_total")
             logger.warning("a spent refresh token came back: its session is over (%s)", session.client_kind)
             raise RefreshTokenReused
+        state.refreshes.take(f"session {session.session_id.hex()}", now=now)
         if await state.store.replace_session(opened.session, was=session.token_hash):
             return await _session_answer(state, opened, user, status=200)
     raise NotSignedIn("the refresh token is not good, or its session has ended")
@@ -626,6 +634,11 @@ async def get_readyz(request: web.Request) -> web.Response:
         return web.json_response({"status": "ready"})
     request[_OUTCOME] = "store-unavailable"
     return _store_unavailable()
+
+
+def _refreshes(lifetimes: Lifetimes) -> int:
+    """How often a session may be refreshed in an hour."""
+    return max(REFRESHES, math.ceil(REFRESHES_OF_TOKEN * HOUR / lifetimes.token))
 
 
 def _party(config: Config) -> CeremonyParty:

@@ -57,6 +57,7 @@ class State:
     rate_limit: RateLimit
     read_limit: RateLimit  # of requests that only read
     registrations: RateLimit  # new users, from one neighbourhood
+    refreshes: RateLimit  # of one session: each keeps the token that it has spent until the session ends
     issuer: TokenIssuer
     mounted_at: str = ""  # the prefix under which a service has mounted the application
 

@@ -10,7 +10,8 @@ from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 
 from relying_party.core.sessions import LATE_SECONDS, Lifetimes
-from relying_party.http.app import make_app
+from relying_party.http import app
+from relying_party.http.app import REFRESHES, make_app
 from tests.rp.authenticator_double import b64
 from tests.rp.clients import Answer, Browser, Clock, Device, Site, Who, make_config
 
@@ -205,6 +206,44 @@ async def test_no_refresh_token_is_on_disk(site: Site) -> None:
     files = b"".join(path.read_bytes() for path in site.file.parent.iterdir())
     for token in (first, second):
         assert token.encode() not in files
+
+
+@pytest.mark.threat("T13")
+async def test_a_session_is_refreshed_so_often_in_an_hour_and_others_go_on(site: Site) -> None:
+    device, token = await _signed_in(site)
+    for _ in range(REFRESHES):
+        token = (await _refresh(site, device, token)).body["refresh_token"]
+    refused = await _refresh(site, device, token)
+    assert (refused.status, refused.slug) == (429, "rate-limited")
+    assert refused.headers["RateLimit-Policy"] == f'"refreshes-of-session";q={REFRESHES};w=3600'
+    other = Device()
+    _, joined = await site.register(other, "eve")
+    assert (await _refresh(site, other, joined.body["refresh_token"])).status == 200
+    assert (await site.send(device, "GET", "/session")).status == 200  # what it has goes on
+    site.clock.now += int(refused.headers["Retry-After"])
+    assert (await _refresh(site, device, token)).status == 200
+    assert (await _refresh(site, device, "spent")).slug == "not-signed-in"
+
+
+@pytest.mark.threat("T5")
+async def test_a_spent_token_that_comes_back_ends_a_session_that_has_been_refreshed_too_often(
+    site: Site,
+) -> None:
+    device, first = await _signed_in(site)
+    token = first
+    for _ in range(REFRESHES):
+        token = (await _refresh(site, device, token)).body["refresh_token"]
+    assert (await _refresh(site, device, first)).slug == "refresh-token-reused"
+    assert (await _refresh(site, device, token)).slug == "not-signed-in"
+
+
+def test_tokens_that_end_soon_may_be_refreshed_more_often() -> None:
+    assert [app._refreshes(Lifetimes(token=seconds)) for seconds in (12 * HOUR, 600, 240, 20)] == [
+        REFRESHES,
+        REFRESHES,
+        REFRESHES,
+        720,
+    ]
 
 
 async def test_lifetimes_are_the_operators_choice(tmp_path: Path) -> None:
