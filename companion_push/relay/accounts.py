@@ -662,8 +662,9 @@ def ring_conflict(ring: Ring | KeptRing) -> Problem:
 
 def store_ring(db: Transaction, ring: Ring, now: float) -> None:
     """Store a verified ring as the account's newest, and its members."""
-    for member in ring.members:
-        other = membership(db, member.name)
+    others = [ask_membership(db, member.name) for member in ring.members]  # in one round trip
+    for membership_of in others:
+        other = membership_of()
         if other is not None and other.account != ring.account:
             raise invalid("ring: a member's key belongs to another account")
     db.execute(

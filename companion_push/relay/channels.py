@@ -33,7 +33,7 @@ from companion_push.push.dispatcher import Order, kind_of
 from companion_push.relay.account_states import States
 from companion_push.relay.mailbox import HELD, INBOX, LIVE, Key, Notice, Request
 from companion_push.relay.problems import Problem, Slug
-from companion_push.relay.transaction import Transaction
+from companion_push.relay.transaction import Transaction, ask
 from headless_passkey.request import RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 
@@ -245,7 +245,7 @@ def tell(
     if not kinds:
         return ()
     rows = [row for row in _channels_of(db, account, kinds) if companions is None or row[0] in companions]
-    return tuple(_order(db, row, purpose, now + _LIFE[purpose]) for row in rows)
+    return _orders(db, rows, purpose, now + _LIFE[purpose])
 
 
 def test(db: Transaction, companion: str, handle: str, now: float) -> Order | None:
@@ -284,8 +284,8 @@ def notify(
     told = {each.to for each in notices}
     notices.extend(Notice(to=name, handle="", kind=INBOX) for name in may_wait if name not in told)
     notices.sort(key=lambda each: (each.to, each.handle))
-    orders = (_order(db, row, Purpose.REQUEST, request.expires_at, request) for row in rows)
-    return replace(request, notices=tuple(notices)), tuple(orders)
+    orders = _orders(db, rows, Purpose.REQUEST, request.expires_at, request)
+    return replace(request, notices=tuple(notices)), orders
 
 
 def lacking(db: Transaction, request: Request, *, kinds: frozenset[Kind]) -> tuple[Order, ...]:
@@ -306,7 +306,7 @@ def lacking(db: Transaction, request: Request, *, kinds: frozenset[Kind]) -> tup
     )
     without.difference_update((companion, handle) for companion, handle in stored)
     rows = [row for row in _channels_of(db, request.account, kinds) if row[:2] in without]
-    return tuple(_order(db, row, Purpose.REQUEST, request.expires_at, request) for row in rows)
+    return _orders(db, rows, Purpose.REQUEST, request.expires_at, request)
 
 
 def notified(request: Request) -> list[Notified]:
@@ -377,7 +377,7 @@ def _tell_notified(
     }
     if changed:
         _renotice(states, request, changed)
-    return [_order(db, row, purpose, expires_at, request) for row in rows]
+    return list(_orders(db, rows, purpose, expires_at, request))
 
 
 def _renotice(states: States, request: Request, changed: Mapping[tuple[str, str], Notice]) -> None:
@@ -389,12 +389,16 @@ def _renotice(states: States, request: Request, changed: Mapping[tuple[str, str]
 def record(db: Transaction, states: States, ends: Sequence[tuple[int, Delivery]], now: float) -> set[Key]:
     """Store the outcomes of pushes, by their numbers; returns the requests whose `notified` has changed."""
     changed = set()
-    for number, delivery in ends:
-        row = db.execute(
+    deleted = [
+        ask(
+            db,
             "DELETE FROM pushes WHERE id = ? RETURNING account, companion, handle, address, purpose, device, request",
             (number,),
-        ).fetchall()
-        for account, companion, handle, address, purpose, device, request in row:
+        )
+        for number, _ in ends
+    ]
+    for rows, (_, delivery) in zip(deleted, ends, strict=True):
+        for account, companion, handle, address, purpose, device, request in rows():
             _judge(db, (companion, handle, address), delivery, now)
             about = states.of(account).request((device, request)) if purpose == Purpose.REQUEST else None
             if about is not None and _note(states, about, (companion, handle), delivery.outcome):
@@ -510,20 +514,31 @@ def _channels_of(db: Transaction, account: str, kinds: frozenset[Kind]) -> list[
     return [row for row in rows if row[2] in kinds]
 
 
-def _order(
+def _orders(
     db: Transaction,
-    row: tuple[Any, ...],
+    rows: Sequence[tuple[Any, ...]],
     purpose: Purpose,
     expires_at: float,
     request: Request | None = None,
-) -> Order:
-    """Store a push, as one that is under way. row: of `_channels_of`."""
-    companion, handle, kind, address, tag, account = row
+) -> tuple[Order, ...]:
+    """Store pushes, as ones that are under way, in one round trip. rows: of `_channels_of`."""
     about = (None, None) if request is None else (request.device, request.id)
-    (number,) = db.execute(
-        "INSERT INTO pushes (account, companion, handle, kind, address, tag, purpose, device, request, expires_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
-        (account, companion, handle, kind, address, tag, purpose, *about, expires_at),
-    ).fetchone()
-    push = Push(purpose=purpose, handle=handle, account=tag, expires_at=expires_at, request_id=about[1])
-    return Order(number=number, address=_decoded(Kind(kind), address), push=push)
+    stored = [
+        ask(
+            db,
+            "INSERT INTO pushes (account, companion, handle, kind, address, tag, purpose, device, request, expires_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+            (account, companion, handle, kind, address, tag, purpose, *about, expires_at),
+        )
+        for companion, handle, kind, address, tag, account in rows
+    ]
+    return tuple(
+        Order(
+            number=number()[0][0],
+            address=_decoded(Kind(kind), address),
+            push=Push(
+                purpose=purpose, handle=handle, account=tag, expires_at=expires_at, request_id=about[1]
+            ),
+        )
+        for number, (_, handle, kind, address, tag, _) in zip(stored, rows, strict=True)
+    )
