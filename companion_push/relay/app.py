@@ -914,8 +914,10 @@ class RelayEndpoints:
         began, own_states = _ticks(), self._own_states
         span = None if self.traces is None else self.traces.begin("store transaction")
         tries = Tries() if tries is None else tries
+        made: list[Answer] = []  # by the last try, before it is known whether that is stored
 
         def work(db: Transaction) -> Answer:
+            made.clear()
             asked = (
                 accounts.ask_membership(db, caller) if caller else None
             )  # before the time, in its round trip
@@ -945,6 +947,7 @@ class RelayEndpoints:
             except Problem:
                 call.states.check()
                 raise
+            made.append(answer)
             call.states.store()
             if self._nodes is not None and (wake := _wake_up(answer)):
                 self._nodes.wake_ups.in_transaction(db, wake)
@@ -966,7 +969,7 @@ class RelayEndpoints:
             done.set_exception(error)
             return done
         if answer is None:
-            rest = self._wait_for_turn(store, work, committed)
+            rest = self._wait_for_turn(store, work, committed, made)
             return self._kept(asyncio.ensure_future(self._rest(rest, began, span)))
         if answer.durable and not store.is_on_disk:
             # before others are woken, and without a task of its own: it is what a submit and a claim wait for
@@ -986,9 +989,13 @@ class RelayEndpoints:
         return transaction
 
     async def _wait_for_turn(
-        self, store: Store, work: Callable[[Transaction], Answer], committed: Callable[[Answer], None]
+        self,
+        store: Store,
+        work: Callable[[Transaction], Answer],
+        committed: Callable[[Answer], None],
+        made: Sequence[Answer],
     ) -> Answer:
-        """Run `work` where it may have to wait, and may be run again."""
+        """Run `work` where it may have to wait, and may be run again. made: has its last answer, if it came to one."""
         for _ in range(_SETTLINGS):
             try:
                 answer = await store.transact(
@@ -997,6 +1004,11 @@ class RelayEndpoints:
                 break
             except Unsettled as behind:
                 await self._settle(behind.account)
+            except StoreUnavailable as error:
+                is_undone = isinstance(error, StoreBusy) and not self._states_beside
+                if made and store.is_remote and not is_undone:
+                    self._may_be_stored(made[0])
+                raise
         else:
             raise StoreBusy("who may do what in the account changes again and again")
         if self._states_beside and answer.unsettled is not None:
@@ -1065,6 +1077,14 @@ class RelayEndpoints:
         self.held_requests.wake_members(answer.told)
         if self._nodes is not None and (wake := _wake_up(answer)):
             self._nodes.wake_ups.committed(wake)
+
+    def _may_be_stored(self, answer: Answer) -> None:
+        """Wake whoever waits for a change of which the store has not said whether it is there: its caller asks again, which
+        changes nothing then, and would wake nobody.
+        """
+        if self._nodes is not None:
+            self._nodes.wake_ups.hear_ours()
+        self._wake(answer)
 
     def _woken(self, wake: WakeUp) -> None:
         """Wake whoever waits here for what another process has changed."""

@@ -43,6 +43,10 @@ class WakeUps(Protocol):
         """Tell the other processes now, where `in_transaction` could not; on the event loop, after the commit. It must not wait."""
         ...
 
+    def hear_ours(self) -> None:
+        """Hear for a while what this process itself tells, too: one of its transactions may commit without its knowledge."""
+        ...
+
     @property
     def are_heard(self) -> bool:
         """Whether this process hears at the moment what others tell."""

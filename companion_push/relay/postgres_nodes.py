@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 CHANNEL: Final = "companion_push_relay"
 MAX_PAYLOAD: Final = 7900  # bytes; the server takes less than 8000
 BEAT_SECONDS: Final = 5.0  # between two looks whether the listening connection is alive, and for the answer
+UNKNOWN_SECONDS: Final = 60.0  # in which a commit may still be done whose connection was lost
 _PAUSES: Final = (0.2, 0.5, 1.0)  # seconds before each try to listen again; the last one again and again
 _KEPT_STEPS: Final = (
     3  # whose ids are kept: of the two that are taken, and of one that a slow statement may still see
@@ -47,6 +48,7 @@ class PostgresWakeUps:
     def __init__(self, store: "PostgresStore") -> None:
         self._store = store
         self._name = secrets.token_urlsafe(6)  # of this process, which needs not to hear itself
+        self._hears_ours_until = 0.0  # by the monotonic clock
         self._woken: Callable[[WakeUp], None] = lambda _: None
         self._missed: Callable[[], None] = lambda: None
         self._connection: psycopg.AsyncConnection[Any] | None = None
@@ -58,6 +60,9 @@ class PostgresWakeUps:
 
     def committed(self, wake: WakeUp) -> None:
         """The server has told it with the commit."""
+
+    def hear_ours(self) -> None:
+        self._hears_ours_until = monotonic() + UNKNOWN_SECONDS
 
     def follow(self, woken: Callable[[WakeUp], None], missed: Callable[[], None]) -> None:
         self._woken, self._missed = woken, missed
@@ -128,7 +133,7 @@ class PostgresWakeUps:
 
     def _hear(self, payload: str) -> None:
         teller, *lines = payload.split("\n")
-        if teller != self._name:
+        if teller != self._name or monotonic() < self._hears_ours_until:
             topics, members = (
                 frozenset(line.removeprefix(kind) for line in lines if line.startswith(kind))
                 for kind in (_TOPIC, _MEMBER)

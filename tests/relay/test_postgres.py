@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,14 @@ from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
-from psycopg.errors import SerializationFailure
+from psycopg import connect
+from psycopg.errors import OperationalError, SerializationFailure
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
+from companion_push.push.channel import Delivery, Fcm, Kind, Purpose, PushOutcome
+from companion_push.relay import accounts, channels
 from companion_push.relay import postgres as postgres_module
+from companion_push.relay.account_states import SqlStates, States
 from companion_push.relay.app import RELAY
 from companion_push.relay.database import MIGRATIONS
 from companion_push.relay.mailbox import RENEWED
@@ -24,10 +28,13 @@ from companion_push.relay.stores import Store, open_store
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import SetupReason, UsageError
 from postgres_store import database
+from postgres_store.pipeline import Told
 from tests.ports import reserved_port
 from tests.relay.household import fresh_id, running_relay
 from tests.relay.states import OpeningThatWaits
 from tests.relay.stores import PostgresServer, postgres, query
+from tests.relay.test_app import answer, eventually_held
+from tests.trust.people import companion, device, found, grow
 
 
 def own_server() -> PostgresServer:
@@ -53,6 +60,61 @@ def add(db: Transaction, name: str) -> None:
 
 def names(db: Transaction) -> list[str]:
     return [name for (name,) in db.execute("SELECT name FROM accounts ORDER BY name")]
+
+
+# Round trips
+
+
+@pytest.fixture
+def trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many statements went in each round trip of transactions."""
+    went: list[int] = []
+    tell = database.Connection.tell
+
+    def told(connection: database.Connection, statements: Sequence[Told]) -> Any:
+        went.append(len(statements))
+        return tell(connection, statements)
+
+    monkeypatch.setattr(database.Connection, "tell", told)
+    return went
+
+
+async def test_pushes_and_their_outcomes_take_no_round_trip_each(store: Store, trips: list[int]) -> None:
+    tokens = [f"{owner} {number}" for owner in ("anna", "bert") for number in range(channels.MAX_CHANNELS)]
+
+    def register(db: Transaction) -> None:
+        add(db, "ada")
+        for token in tokens:
+            address, owner = Fcm(app="app.example", token=token), token.split()[0]
+            channels.register(db, companion=owner, account="ada", handle=token, address=address, now=1.0)
+
+    await store.transact(register)
+    trips.clear()
+    kinds = frozenset(Kind)
+    orders = await store.transact(lambda db: channels.tell(db, "ada", Purpose.RING, 1.0, kinds=kinds))
+    assert [order.push.handle for order in orders] == tokens
+    assert len(trips) == 3  # the channels, the pushes, the commit
+    trips.clear()
+    ends = [(order.number, Delivery(outcome=PushOutcome.SENT)) for order in orders]
+    await store.transact(lambda db: channels.record(db, States(SqlStates(db), 1.0), ends, 1.0))
+    assert len(trips) == 2
+    assert await store.transact(lambda db: db.execute("SELECT count(*) FROM pushes").fetchone()[0]) == 0
+
+
+async def test_a_ring_takes_no_round_trip_for_each_member(store: Store, trips: list[int]) -> None:
+    anna = companion()
+    first = found(anna)
+    second = grow(first, anna, anna, *(device(f"lamp {number}") for number in range(40)))
+
+    def founded(db: Transaction) -> None:
+        add(db, first.account)
+        accounts.store_ring(db, first, 1.0)
+
+    await store.transact(founded)
+    trips.clear()
+    await store.transact(lambda db: accounts.store_ring(db, second, 1.0))
+    assert len(trips) < 5
+    assert await store.transact(lambda db: len(accounts.names_of(db, first.account))) == 41
 
 
 # Places
@@ -240,6 +302,64 @@ async def test_a_claim_is_nobody_elses_while_its_commit_is_not_known_to_the_rela
             goes_on.set()
         assert (await claiming).status == 200
         assert await frame.claimer(name) == anna.name
+
+
+async def test_a_change_that_is_there_without_the_relays_knowledge_wakes_those_who_wait(
+    place: PostgresUri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is lost before the server has said that it has committed."""
+    tell = database.Connection.tell
+
+    def tell_and_lose(connection: database.Connection, statements: Sequence[Told]) -> Any:
+        told = tell(connection, statements)
+        if any("INTO envelopes" in each.statement for each in statements):
+            connection.close()
+            raise OperationalError("the connection is lost")
+        return told
+
+    async with running_relay(tmp_path, place=place) as relay:
+        home = await relay.household()
+        (anna, _), (frame,) = home.companions, home.devices
+        cursor = (await anna.get("/v1/inbox")).body["cursor"]
+        waiting = await eventually_held(relay, f"/v1/inbox?cursor={cursor}&wait=25", anna)
+        monkeypatch.setattr(database.Connection, "tell", tell_and_lose)
+        assert (await frame.submit(anna, name=fresh_id())).problem == "store-unavailable"
+        assert len((await answer(waiting)).body["requests"]) == 1
+
+
+async def test_a_change_that_is_there_later_without_the_relays_knowledge_wakes_those_who_wait(
+    place: PostgresUri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is lost while the server commits."""
+    unhurried = database._BEGINNING.replace("'statement_timeout', '5000'", "'statement_timeout', '60000'")
+    assert unhurried != database._BEGINNING
+    monkeypatch.setattr(database, "_BEGINNING", unhurried)
+    waiting_for_it = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    waits = "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
+    query(place, f"{waits} 'BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END'")
+    query(
+        place,
+        "CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON envelopes DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION wait()",
+    )
+    async with running_relay(tmp_path, place=place) as relay:
+        home = await relay.household()
+        (anna, _), (frame,) = home.companions, home.devices
+        cursor = (await anna.get("/v1/inbox")).body["cursor"]
+        waiting = await eventually_held(relay, f"/v1/inbox?cursor={cursor}&wait=25", anna)
+        with closing(connect(place.uri, autocommit=True)) as other:
+            other.execute("SELECT pg_advisory_lock(7)")
+            submitting = asyncio.ensure_future(frame.submit(anna, name=fresh_id()))
+            async with asyncio.timeout(60):
+                while not query(place, waiting_for_it):  # noqa: ASYNC110  it is the server that waits
+                    await asyncio.sleep(0.01)
+            store = relay.app[RELAY]._database
+            assert isinstance(store, PostgresStore)
+            for connection in list(store._used):
+                connection.cut()
+            assert (await submitting).problem == "store-unavailable"
+            assert not waiting.done()
+        assert len((await answer(waiting)).body["requests"]) == 1
 
 
 # Connections
