@@ -6,6 +6,7 @@ import termios
 from typing import Final
 
 TIMEOUT: Final = 120.0  # a safety net: says nothing about how fast anything is
+_LOCAL_MODES: Final = 3  # index in what tcgetattr returns
 
 
 class Screen:
@@ -21,7 +22,13 @@ class Screen:
     @property
     def echoes(self) -> bool:
         """Whether the terminal shows what is typed."""
-        return bool(termios.tcgetattr(self._descriptor)[3] & termios.ECHO)
+        return bool(termios.tcgetattr(self._descriptor)[_LOCAL_MODES] & termios.ECHO)
+
+    def show_typed(self) -> None:
+        """Let the terminal show what is typed, whatever its program wants."""
+        modes = termios.tcgetattr(self._descriptor)
+        modes[_LOCAL_MODES] |= termios.ECHO
+        termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)
 
     def type(self, keys: str) -> None:
         os.write(self._descriptor, keys.encode())

@@ -22,6 +22,7 @@ from companion_push.companion.wording import ASKS
 from headless_passkey.errors import SetupError, SetupReason, TransportError, UsageError
 from headless_passkey.mends import mend
 from headless_passkey.process.private_file import remove_private, write_private
+from headless_passkey.process.signals import terminal_lent
 from headless_passkey.process.tasks import end_quietly
 from headless_passkey.process.terminal import Terminal
 
@@ -147,28 +148,39 @@ class QrPicture:
         caption = qr.Caption(
             device=opening.device, asks=ASKS[opening.announced.kind], rp_id=opening.announced.rp_id
         )
-        ends, drawn = clock() + opening.seconds, None
-        try:
-            if self.screen is None:
-                self._write(code)
-                self.on_file(self.file, opening.announced.rp_id)
-            else:
-                self.showing = True
-                drawn = await self._draw(self.screen, code, caption, None, opening.seconds)
-            yield
-            while (left := ends - clock()) > 0 and not opening.over.is_set():
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(self.tick, left)):
-                        await opening.over.wait()
-                        break
-                if self.screen is not None:
-                    drawn = await self._draw(self.screen, code, caption, drawn, ends - clock())
-        finally:
-            self.showing = False
+        ends, drawn, anew = clock() + opening.seconds, None, False
+
+        def leave() -> None:
             if self.screen is not None:
                 self.screen.restore(qr.LEAVE)
-            self.forget()
-            self.on_end()
+
+        def draw_anew() -> None:
+            nonlocal anew
+            anew = True
+
+        with terminal_lent(give_back=leave, take_again=draw_anew):
+            try:
+                if self.screen is None:
+                    self._write(code)
+                    self.on_file(self.file, opening.announced.rp_id)
+                else:
+                    self.showing = True
+                    drawn = await self._draw(self.screen, code, caption, None, opening.seconds)
+                yield
+                while (left := ends - clock()) > 0 and not opening.over.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(min(self.tick, left)):
+                            await opening.over.wait()
+                            break
+                    if self.screen is not None:
+                        if anew:
+                            drawn, anew = None, False
+                        drawn = await self._draw(self.screen, code, caption, drawn, ends - clock())
+            finally:
+                self.showing = False
+                leave()
+                self.forget()
+                self.on_end()
 
     def forget(self) -> None:
         """Remove the picture's file, also one that a killed run left."""

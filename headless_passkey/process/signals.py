@@ -1,9 +1,10 @@
-"""Signals of a program: SIGTERM and SIGHUP end it; Ctrl-C (SIGINT) has handlers."""
+"""Signals of a program: SIGTERM and SIGHUP end it; Ctrl-C (SIGINT) has handlers; what a key stops or kills gives the terminal back first."""
 
 import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -79,3 +80,68 @@ class _Interrupts:
 
 
 _interrupts: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Interrupts]] = WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def terminal_lent(*, give_back: Callable[[], object], take_again: Callable[[], object]) -> Iterator[None]:
+    """While the context is open, the terminal is changed: give it back before the program stops or is killed by a key.
+
+    Ctrl-Z (SIGTSTP) stops and SIGQUIT, which is a key too, kills a program without a word, and whoever types next would find the echo off.
+    So `give_back` is called first, as readpassphrase(3) and sudo do. `take_again` is called when the program goes on (SIGCONT),
+    also after a SIGSTOP, which nobody can handle: the shell has set the terminal for itself meanwhile. Both must not raise.
+    Of nested contexts the innermost gives back first. What whoever started the program ignores stays ignored.
+    """
+    loop = asyncio.get_running_loop()
+    if loop not in _loans:
+        _loans[loop] = _Loans(loop)
+    loans, loan = _loans[loop], (give_back, take_again)
+    loans.open.append(loan)
+    try:
+        yield
+    finally:
+        loans.open.remove(loan)
+        if not loans.open:
+            del _loans[loop]
+            loans.end()
+
+
+class _Loans:
+    """What is changed at the terminal, in one event loop, innermost last, and the signals that are handled for that."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.open: list[tuple[Callable[[], object], Callable[[], object]]] = []
+        self._loop = loop
+        acts: dict[signal.Signals, Callable[[], object]] = {
+            signal.SIGTSTP: partial(self._default, signal.SIGTSTP),
+            signal.SIGQUIT: partial(self._default, signal.SIGQUIT),
+            signal.SIGCONT: self._take_again,
+        }
+        self._acts = {
+            number: act for number, act in acts.items() if signal.getsignal(number) is signal.SIG_DFL
+        }
+        self._listen()
+
+    def end(self) -> None:
+        """Let the signals do again what they did before."""
+        for number in self._acts:
+            self._loop.remove_signal_handler(number)
+
+    def _listen(self) -> None:
+        for number, act in self._acts.items():
+            self._loop.add_signal_handler(number, act)
+
+    def _default(self, number: signal.Signals) -> None:
+        """Do what the signal does by itself: stop the program, or kill it."""
+        for give_back, _ in reversed(self.open):
+            give_back()
+        self.end()  # SIGCONT too: what goes on here goes on below
+        signal.raise_signal(number)
+        self._listen()
+        self._take_again()
+
+    def _take_again(self) -> None:
+        for _, take_again in self.open:
+            take_again()
+
+
+_loans: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Loans]] = WeakKeyDictionary()

@@ -2,7 +2,8 @@
 
 Text of others (labels, names, notes) is escaped by `names.printable`, so that it can neither move the
 cursor nor reverse the reading order nor fake a second line. Input that was typed before a question is discarded. An
-invalid answer repeats the question; Ctrl-D and Ctrl-C at a question mean no.
+invalid answer repeats the question; Ctrl-D and Ctrl-C at a question mean no. A program that is stopped
+(Ctrl-Z) or killed (SIGQUIT) by a key leaves the terminal as it was, and asks again when it goes on.
 """
 
 import asyncio
@@ -13,10 +14,10 @@ import select
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from headless_passkey.errors import TransportError, UsageError
-from headless_passkey.process.signals import interrupted_by_keyboard
+from headless_passkey.process.signals import interrupted_by_keyboard, terminal_lent
 from headless_passkey.process.tasks import end
 from headless_passkey.text.names import shown_line
 
@@ -122,7 +123,7 @@ class Terminal:
             asking = asyncio.ensure_future(self._until_answered(question, answer, slip))
             try:
                 with (
-                    self._without_echo() if hidden else contextlib.nullcontext(),
+                    self._changed(question, hidden=hidden),
                     interrupted_by_keyboard(asking.cancel),  # before the question is visible
                 ):
                     await asyncio.wait({asking})
@@ -156,20 +157,49 @@ class Terminal:
             again = "" if slip is None else f"{shown_line(slip)}\n"
 
     @contextlib.contextmanager
-    def _without_echo(self) -> Iterator[None]:
-        """Show nothing of what is typed, but the end of the line."""
-        try:
-            before = termios.tcgetattr(self._descriptor)
-            hiding = [*before]
-            hiding[_LOCAL_MODES] = (before[_LOCAL_MODES] & ~termios.ECHO) | termios.ECHONL
-            termios.tcsetattr(self._descriptor, termios.TCSANOW, hiding)
-        except termios.error as error:
-            raise TransportError("the terminal has gone") from error
-        try:
-            yield
-        finally:
-            with contextlib.suppress(termios.error):  # it has gone
-                termios.tcsetattr(self._descriptor, termios.TCSANOW, before)
+    def _changed(self, question: str, *, hidden: bool) -> Iterator[None]:
+        """Change the terminal for a question, and change it back: at the end, and while the program is stopped.
+
+        hidden: show nothing of what is typed, but the end of the line.
+        """
+        before: list[Any] | None = None
+
+        def hide() -> None:
+            nonlocal before
+            try:
+                before = termios.tcgetattr(self._descriptor)
+                hiding = [*before]
+                hiding[_LOCAL_MODES] = (before[_LOCAL_MODES] & ~termios.ECHO) | termios.ECHONL
+                termios.tcsetattr(self._descriptor, termios.TCSANOW, hiding)
+            except termios.error as error:
+                raise TransportError("the terminal has gone") from error
+
+        def show() -> None:
+            nonlocal before
+            if before is not None:
+                with contextlib.suppress(termios.error):  # it has gone
+                    termios.tcsetattr(self._descriptor, termios.TCSANOW, before)
+                before = None
+
+        def give_back() -> None:
+            show()
+            self._write("\n")
+
+        def ask_again() -> None:
+            with contextlib.suppress(TransportError):  # whoever reads is told that it has gone
+                if hidden:
+                    show()  # where it was not given back: after SIGSTOP
+                    hide()
+                self._forget_keys()
+                self._write(f"{shown_line(question)} ")
+
+        with terminal_lent(give_back=give_back, take_again=ask_again):
+            try:
+                if hidden:
+                    hide()
+                yield
+            finally:
+                show()
 
     def _end_line(self) -> None:
         """End a withdrawn question, and discard what was typed."""

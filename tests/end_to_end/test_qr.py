@@ -1,6 +1,7 @@
 """`companion run --opener qr` at a real terminal: a camera reads the code off it, and a phone answers."""
 
 import asyncio
+import signal
 import stat
 from pathlib import Path
 
@@ -90,6 +91,29 @@ async def test_where_the_code_does_not_fit_the_picture_is_a_file_that_goes(world
         async with asyncio.timeout(TIMEOUT):
             assert await process.wait() == 0
     assert pictures(world, home) == []
+
+
+@pytest.mark.threat("T11")
+async def test_keys_that_stop_or_kill_the_companion_take_the_code_off_the_terminal(
+    world: World, home: Home
+) -> None:
+    left = "\x1b[?7h\x1b[?25h\x1b[?1049l"  # lines are broken, there is a cursor, and the screen of before
+    async with Window.open(80, 24, *companion(world, home)) as (window, process):
+        device = await world.device(home.hub, "register", "--user", "mallory")
+        await window.until(lambda: "Approve? y or n:" in window.screen.text)
+        window.type("y\n")
+        await window.until(lambda: window.screen.read() is not None)
+        before = len(window.written)
+        window.type("\x1a")  # Ctrl-Z: without a shell it does not stop, and goes on at once
+        await window.until(lambda: left in window.written[before:])
+        await window.until(lambda: "\x1b[?1049h" in window.written[before:].rpartition(left)[2])
+        await window.until(lambda: window.screen.read() is not None)
+        window.type("\x1c")  # Ctrl-\
+        async with asyncio.timeout(TIMEOUT):
+            assert await process.wait() == -signal.SIGQUIT
+        await window.until(lambda: window.written.endswith(left))
+    device.kill()
+    await device.wait()
 
 
 @pytest.mark.threat("T11")
