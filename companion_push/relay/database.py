@@ -623,7 +623,8 @@ def statements(step: str) -> list[str]:
     return [each for each in step.split(";\n") if each.strip()]
 
 
-# A step that a release has is never changed, as stores have taken it: what changes later is a step of its own, below them.
+# A step that a release has is never changed, as stores have taken it: what changes later is a step of its own, below them
+# (tests/test_released_schemas.py).
 MIGRATIONS: Final = (
     """
     CREATE TABLE accounts (

@@ -55,7 +55,8 @@ USED_PROOFS: Final = (  # where several processes share them
     "CREATE TABLE used_proofs (digest BLOB PRIMARY KEY, step INTEGER NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE INDEX used_proofs_by_step ON used_proofs (step)",
 )
-# A step that a release has is never changed, as stores have taken it: what changes later is a step of its own, below them.
+# A step that a release has is never changed, as stores have taken it: what changes later is a step of its own, below them
+# (tests/test_released_schemas.py).
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
         """CREATE TABLE users (
