@@ -61,7 +61,7 @@ from companion_push.companion.phone import (
 from companion_push.companion.push_address import MAX_ADDRESS, parse_address
 from companion_push.companion.relay_client import CompanionRelay
 from companion_push.companion.seal import LONGEST, parse_passphrase
-from companion_push.companion.sealing import new_key, open_file
+from companion_push.companion.sealing import OpenTerminal, new_key, open_file
 from companion_push.companion.sign_in import MAX_TOKEN, Prompt, sign_in
 from companion_push.companion.software_key import ES256, ML_DSA_44, Algorithm, SoftwareKey, has_ml_dsa
 from companion_push.companion.twins import twin_of
@@ -144,7 +144,7 @@ async def phone(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         if args.linked:
             _links(args)  # before a passphrase or a key is asked for
-        phone = _software_phone(args, stack, await _authenticator(args))
+        phone = _software_phone(args, stack, await _authenticator(args, _phone_terminal), _phone_terminal)
         if args.linked:
             await _wait_for_devices(args, phone)
             return
@@ -153,10 +153,15 @@ async def phone(args: argparse.Namespace) -> None:
         await phone.answer(url, timeout=max(0.01, until - time.monotonic()))
 
 
+def _phone_terminal() -> contextlib.AbstractContextManager[Terminal]:
+    """Open the terminal of a program that is the phone alone: Ctrl-C ends it at a question too, and is no answer to the device."""
+    return Terminal.open(interrupts=True)
+
+
 async def _seal(args: argparse.Namespace) -> None:
     """Seal the file of passkeys, or leave it plain."""
     file = _credential_file(args)
-    file = await open_file(file, await _passphrase(args.passphrase_file), Terminal.open)
+    file = await open_file(file, await _passphrase(args.passphrase_file), _phone_terminal)
     if args.unseal:
         if file.key is None:
             raise UsageError(f"{args.credentials} is not sealed")
@@ -164,7 +169,7 @@ async def _seal(args: argparse.Namespace) -> None:
         say(args, f"{args.credentials} is plain now", stage="phone-unsealed")
         return
     file.load()
-    key = await new_key(await _passphrase(args.new_passphrase_file), Terminal.open)
+    key = await new_key(await _passphrase(args.new_passphrase_file), _phone_terminal)
     await file.reseal(key)
     say(args, f"{args.credentials} is sealed now", stage="phone-sealed")
 
@@ -189,16 +194,16 @@ async def _passphrase(source: str | None) -> str | None:
     return passphrase
 
 
-async def _authenticator(args: argparse.Namespace) -> Authenticator:
+async def _authenticator(args: argparse.Namespace, terminal: OpenTerminal) -> Authenticator:
     """What the phone's answers come from. What cannot be used is said before anybody waits."""
     if args.security_key:
-        return await _security_key(args)
-    file = await open_file(_credential_file(args), await _passphrase(args.passphrase_file), Terminal.open)
+        return await _security_key(args, terminal)
+    file = await open_file(_credential_file(args), await _passphrase(args.passphrase_file), terminal)
     file.load()
     return file
 
 
-async def _security_key(args: argparse.Namespace) -> Authenticator:
+async def _security_key(args: argparse.Namespace, terminal: OpenTerminal) -> Authenticator:
     if args.credentials or args.passphrase_file or args.algorithm or args.synced:
         raise UsageError("--security-key goes without the options for passkeys in a file")
     if args.uv == "presence":
@@ -218,7 +223,7 @@ async def _security_key(args: argparse.Namespace) -> Authenticator:
     def tell(stage: str, text: str) -> None:
         say(args, text, stage=f"phone-{stage}")
 
-    person = AtKey(terminal=Terminal.open, on_tell=tell, first=args.uv == "accept")
+    person = AtKey(terminal=terminal, on_tell=tell, first=args.uv == "accept")
     seconds = getattr(args, "timeout", DEFAULT_TIMEOUT)  # a companion waits for requests without one
     found = await wait_for_key(person, timeout=seconds)
     key = SecurityKey(found=found, person=person)
@@ -264,7 +269,10 @@ def _say_end(args: argparse.Namespace, error: HeadlessPasskeyError | None) -> No
 
 
 def _software_phone(
-    args: argparse.Namespace, stack: contextlib.ExitStack, credentials: Authenticator
+    args: argparse.Namespace,
+    stack: contextlib.ExitStack,
+    credentials: Authenticator,
+    terminal: OpenTerminal,
 ) -> SoftwarePhone:
     """Make the software phone that the options describe; `UsageError` when one of them is missing or wrong."""
     return SoftwarePhone(
@@ -272,7 +280,7 @@ def _software_phone(
         advertiser=open_advertiser(args.radio),
         tunnel_service=_tunnel_service(args),
         tls=tls_context(args.ca),
-        verify_user=_user_verification(args.uv, stack),
+        verify_user=_user_verification(args.uv, stack, terminal),
         links=None if args.links is None else LinkFile(path=expand_home(args.links)),
         on_stage=lambda stage: (
             say(args, "", stage=f"phone-{stage}") if args.json else show_progress(f"phone: {stage}")
@@ -300,13 +308,13 @@ def _model(args: argparse.Namespace) -> SoftwareKey:
     return SoftwareKey(synced=args.synced, verifies=args.uv != "presence", algorithms=algorithms)
 
 
-def _user_verification(how: str, stack: contextlib.ExitStack) -> UserVerification:
+def _user_verification(how: str, stack: contextlib.ExitStack, terminal: OpenTerminal) -> UserVerification:
     match how:
         case "accept":
             return accept
         case "decline":
             return decline
-    return ask(stack.enter_context(Terminal.open()))
+    return ask(stack.enter_context(terminal()))
 
 
 async def _line_within(source: str, seconds: float, what: str, *, limit: int = MAX_SECRET_LINE) -> str:
@@ -971,7 +979,8 @@ async def _opener(args: argparse.Namespace, stack: contextlib.ExitStack) -> Open
         case "phone":
             if not args.security_key:
                 say(args, WARNING, warning=WARNING)
-            return BuiltInPhone(phone=_software_phone(args, stack, await _authenticator(args)))
+            credentials = await _authenticator(args, Terminal.open)
+            return BuiltInPhone(phone=_software_phone(args, stack, credentials, Terminal.open))
     return None
 
 

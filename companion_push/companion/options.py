@@ -50,7 +50,8 @@ def add_parser(subparsers: Any) -> None:
         "phone",
         help="a software phone, for demos and tests",
         description="A phone in software: serves one FIDO URL, or the devices that it is linked with, with passkeys in a file, "
-        "for demonstrations and tests, or with a security key. With --radio stdout it prints its advert, one line every half second.",
+        "for demonstrations and tests, or with a security key. With --radio stdout it prints its advert, one line every half second. "
+        "At a question Ctrl-D is a no, and Ctrl-C ends the program, which answers nothing.",
         epilog=example(
             "companion-push phone --url - --radio stdout --credentials passkeys.json \\",
             "    --tunnel 300=wss://localhost:8443 --ca ca.pem --uv accept",

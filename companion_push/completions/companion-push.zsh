@@ -14,7 +14,7 @@ _shtab_companion_push_commands() {
     companion:'The companion: shows what a device asks for, takes consent, and brings the FIDO URL to a phone.'
     completion:'Print the script that lets a shell complete this command line.'
     ether:'Emulated Bluetooth controllers on one virtual link: one for every TCP connection.'
-    phone:'A phone in software: serves one FIDO URL, or the devices that it is linked with, with passkeys in a file, for demonstrations and tests, or with a security key. With --radio stdout it prints its advert, one line every half second.'
+    phone:'A phone in software: serves one FIDO URL, or the devices that it is linked with, with passkeys in a file, for demonstrations and tests, or with a security key. With --radio stdout it prints its advert, one line every half second. At a question Ctrl-D is a no, and Ctrl-C ends the program, which answers nothing.'
     push:'make and check what the relay needs to push, and test it'
     relay:'Carry sealed requests from devices to companions, and open none. The first line on stdout is the base URL it listens on.'
     store:'check, migrate or copy a relay'"'"'s store'

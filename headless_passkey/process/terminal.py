@@ -2,7 +2,8 @@
 
 Text of others (labels, names, notes) is escaped by `names.printable`, so that it can neither move the
 cursor nor reverse the reading order nor fake a second line. Input that was typed before a question is discarded. An
-invalid answer repeats the question; Ctrl-D and Ctrl-C at a question mean no. A program that is stopped
+invalid answer repeats the question; Ctrl-D at a question means no, and so does Ctrl-C unless it is to
+end the program, as it does between questions. A program that is stopped
 (Ctrl-Z) or killed (SIGQUIT) by a key leaves the terminal as it was, and asks again when it goes on.
 """
 
@@ -32,17 +33,19 @@ T = TypeVar("T")
 class Terminal:
     """An open terminal."""
 
-    def __init__(self, descriptor: int, encoding: str = "utf-8") -> None:
-        """encoding: of output and input; characters that it lacks are escaped."""
-        self._descriptor, self.encoding = descriptor, encoding
+    def __init__(self, descriptor: int, encoding: str = "utf-8", *, interrupts: bool = False) -> None:
+        """encoding: of output and input; characters that it lacks are escaped. interrupts: whether Ctrl-C at a question does what it
+        does at any other moment, and is no answer.
+        """
+        self._descriptor, self.encoding, self._interrupts = descriptor, encoding, interrupts
         self._turn = asyncio.Lock()
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls) -> Iterator[Self]:
-        """Open the controlling terminal of this process; `UsageError` when there is none."""
+    def open(cls, *, interrupts: bool = False) -> Iterator[Self]:
+        """Open the controlling terminal of this process; `UsageError` when there is none. interrupts: as for a `Terminal`."""
         try:
-            with cls._at("/dev/tty", _encoding()) as terminal:
+            with cls._at("/dev/tty", _encoding(), interrupts=interrupts) as terminal:
                 yield terminal
         except OSError as error:
             raise UsageError(
@@ -63,11 +66,11 @@ class Terminal:
 
     @classmethod
     @contextlib.contextmanager
-    def _at(cls, path: str, encoding: str) -> Iterator[Self]:
+    def _at(cls, path: str, encoding: str, *, interrupts: bool = False) -> Iterator[Self]:
         # opened anew: non-blocking mode would affect other users of the same open file
         descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         try:
-            yield cls(descriptor, encoding)
+            yield cls(descriptor, encoding, interrupts=interrupts)
         finally:
             os.close(descriptor)
 
@@ -112,7 +115,7 @@ class Terminal:
         slip: str | None = None,
         hidden: bool = False,
     ) -> T | None:
-        """Ask a question; returns the answer, or None for Ctrl-D or Ctrl-C.
+        """Ask a question; returns the answer, or None for Ctrl-D, and for Ctrl-C where that is an answer.
 
         answer: parses a line; None means invalid, and repeats the question. slip: the message before the repetition.
         hidden: whether what is typed is a secret, and is not shown.
@@ -124,7 +127,8 @@ class Terminal:
             try:
                 with (
                     self._changed(question, hidden=hidden),
-                    interrupted_by_keyboard(asking.cancel),  # before the question is visible
+                    # before the question is visible
+                    contextlib.nullcontext() if self._interrupts else interrupted_by_keyboard(asking.cancel),
                 ):
                     await asyncio.wait({asking})
             finally:
@@ -136,7 +140,7 @@ class Terminal:
             return None if asking.cancelled() else asking.result()
 
     async def yes(self, question: str) -> bool | None:
-        """Ask for y or n; returns whether it was y, or None for Ctrl-D or Ctrl-C, which mean no."""
+        """Ask for y or n; returns whether it was y, or None as `ask` does, which means no."""
         return await self.ask(question, lambda line: _YES_OR_NO.get(line.lower()))
 
     async def _until_answered(

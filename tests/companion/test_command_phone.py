@@ -20,6 +20,7 @@ from headless_passkey.hybrid.ctap2 import (
 )
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.messages import Ctap
+from headless_passkey.net.tunnel import TunnelClosed
 from tests.companion.device import Air, Device, assertion, creation, ok, raw, transaction, tunnel_service
 from tests.companion.program import Program, at_terminal, outcome, running
 from tests.ports import reserved_port
@@ -315,8 +316,8 @@ async def test_the_url_may_come_from_a_file(outside: Outside) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "status", "code"),
-    [("y\n", 0, 0), ("n\n", 6, 0x27), ("\x03", 6, 0x27), ("\x04", 6, 0x27)],
-    ids=["y", "n", "Ctrl-C", "Ctrl-D"],
+    [("y\n", 0, 0), ("n\n", 6, 0x27), ("\x04", 6, 0x27)],
+    ids=["y", "n", "Ctrl-D"],
 )
 async def test_the_user_is_asked_at_the_terminal(
     outside: Outside, answer: str, status: int, code: int
@@ -334,6 +335,22 @@ async def test_the_user_is_asked_at_the_terminal(
         screen.type(answer)
         assert (await asking).code == code
         assert await program.ended() == status
+
+
+async def test_ctrl_c_at_the_question_ends_the_phone_and_is_no_answer(outside: Outside) -> None:
+    await outside.register()
+    device = outside.device()
+    async with at_terminal(*outside.words(uv="ask"), stdin=f"{device.url}\n", raw=False) as (program, screen):
+        device.air.adverts.put_nowait(bytes.fromhex(await program.line()))
+        async with device.joined() as (tunnel, channel):
+            await tunnel.send(channel.send(assertion()))
+            await screen.until("y or n:")
+            screen.type("\x03")
+            with pytest.raises(TunnelClosed) as closed:
+                await tunnel.receive()
+            assert closed.value.clean
+        assert await program.ended() == 130
+        assert program.said[-1] == "companion-push: interrupted"
 
 
 async def test_whether_this_is_the_phone_to_use_is_asked_without_naming_a_site(outside: Outside) -> None:

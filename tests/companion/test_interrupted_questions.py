@@ -16,7 +16,9 @@ __all__ = ["home", "state"]
 KEYS = pytest.mark.parametrize("key", ["\x03", "\x04"], ids=["Ctrl-C", "Ctrl-D"])
 
 
-async def interrupted(key: str, *words: object, answers: tuple[tuple[str, str], ...] = (), at: str) -> str:
+async def interrupted(
+    key: str, *words: object, answers: tuple[tuple[str, str], ...] = (), at: str, status: int = 6
+) -> str:
     """Answer the first questions, and type a key at the next; the sentence that is said then."""
     async with at_terminal(*words, raw=False) as (program, screen):
         for question, keys in answers:
@@ -24,7 +26,7 @@ async def interrupted(key: str, *words: object, answers: tuple[tuple[str, str], 
             screen.type(keys)
         await screen.until(at)
         screen.type(key)
-        assert await program.ended() == 6
+        assert await program.ended() == status
         assert screen.echoes
         return program.said[-1]
 
@@ -91,13 +93,16 @@ async def test_a_newcomer_does_not_go_on(relay: Relay, tmp_path: Path, key: str)
     assert status == 9, said
 
 
-@KEYS
+@pytest.mark.parametrize(
+    ("key", "status"), [("\x03", 130), ("\x04", 6)], ids=["Ctrl-C", "Ctrl-D"]
+)  # of a phone alone
 @pytest.mark.threat("T11")
 @pytest.mark.parametrize("again", [False, True], ids=["New passphrase", "Again"])
-async def test_no_file_is_sealed(tmp_path: Path, key: str, *, again: bool) -> None:
+async def test_no_file_is_sealed(tmp_path: Path, key: str, status: int, *, again: bool) -> None:
     file = tmp_path / "passkeys.json"
     first = (("New passphrase: ", "correct horse battery\n"),) if again else ()
     seal = ("phone", "--seal", "--credentials", file)
-    said = await interrupted(key, *seal, answers=first, at="Again: " if again else "New passphrase: ")
+    question = "Again: " if again else "New passphrase: "
+    said = await interrupted(key, *seal, answers=first, at=question, status=status)
     assert "horse" not in said
     assert not file.exists()

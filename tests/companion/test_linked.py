@@ -46,7 +46,7 @@ from headless_passkey.hybrid.linking import LinkedPhone, NoLink
 from headless_passkey.hybrid.messages import Ctap, Update
 from headless_passkey.net.tunnel import TunnelRefused
 from tests.companion.device import Air, Device, assertion, creation, ok
-from tests.companion.program import running
+from tests.companion.program import Program, at_terminal, running
 from tests.loop_clock import LoopClock
 from tests.open_things import Interruption, cancel_everywhere, interrupted
 from tests.ports import reserved_port
@@ -590,6 +590,35 @@ async def test_the_program_links_waits_lists_and_forgets(
             assert await program.ended() == 2
         async with running(*words) as program:  # nothing to do is named
             assert await program.ended() == 2
+
+
+async def test_ctrl_c_at_a_question_ends_the_program_in_order_and_declines_nothing(
+    loopback_certificate: Certificate, tmp_path: Path
+) -> None:
+    async with serving(loopback_certificate, tmp_path / "contacts") as base:
+        bench = a_bench(base, loopback_certificate, tmp_path)
+        link = await bench.linked()
+        words = (
+            *("phone", "--linked", "--radio", "stdout", "--tunnel", f"300={base}", "--uv", "ask"),
+            *("--links", bench.links.path, "--ca", loopback_certificate.ca),
+            *("--credentials", bench.links.path.with_name("passkeys.json")),
+        )
+        async with at_terminal(*words, raw=False) as (program, screen):
+            await bench.reachable(link)
+            asking = asyncio.create_task(_program_asks(bench, link))
+            hearing = asyncio.create_task(_hears(bench, program))
+            await screen.until("y or n:")
+            screen.type("\x03")
+            with pytest.raises(TypeError, match="message 8"):  # of aiohttp: a close frame came, and no answer
+                await asking
+            assert await program.ended() == 0
+            await hearing
+
+
+async def _hears(bench: Bench, program: Program) -> None:
+    """Hear what the program advertises, until it ends."""
+    while line := await program.line():
+        bench.air.adverts.put_nowait(bytes.fromhex(line))
 
 
 async def _program_asks(bench: Bench, link: LinkedPhone) -> Ctap:

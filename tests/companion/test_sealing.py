@@ -275,7 +275,7 @@ async def test_the_terminal_asks_for_the_passphrase_again_and_shows_none(outside
     assert len(CredentialFile(path=outside.path).load().credentials) == 1
 
 
-@pytest.mark.parametrize(("typed", "status"), [(["\x04"], 6), (["\x03"], 6), (["wrong\n"] * 3, 10)])
+@pytest.mark.parametrize(("typed", "status"), [(["\x04"], 6), (["\x03"], 130), (["wrong\n"] * 3, 10)])
 async def test_without_the_passphrase_the_file_stays_sealed(
     outside: CredentialFile, typed: list[str], status: int
 ) -> None:
