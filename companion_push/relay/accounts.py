@@ -238,6 +238,12 @@ def close(db: Transaction, account: str, *, now: float) -> frozenset[str]:
     return told
 
 
+def closed_since(db: Transaction, since: float) -> frozenset[str]:
+    """The names of those whose account was closed since then (`close`), by the clock of whoever closed it."""
+    rows = db.execute("SELECT name FROM former WHERE removed_at >= ? AND version = 0", (int(since),))
+    return frozenset(name for (name,) in rows)
+
+
 def ask_authority(db: Transaction, account: str) -> Callable[[], int | None]:
     """Ask how often it has changed who may do what in an account; None for an unknown one."""
     rows = ask(db, "SELECT authority FROM accounts WHERE id = ?", (account,))

@@ -129,6 +129,7 @@ _LIVEZ: Final = "livez"
 BODY_SECONDS: Final = 10.0  # after which an incomplete body is refused
 REFUSAL_SECONDS: Final = 1.0  # before a key that has had its share is told so
 _SETTLINGS: Final = 8  # times that one call may find a state unsettled
+BESIDE_LOOKS: Final = 1.0  # seconds between two looks whether a command has changed the file
 _HIGHEST_VERSION: Final = 1 << 32
 _SHOWN: Final = web.RequestKey("relay_shown", str)  # the name of the key that the proof shows
 _HELD: Final = web.RequestKey("relay_held", str)  # the same, of a proof that was verified
@@ -1122,6 +1123,8 @@ class RelayEndpoints:
             tasks = [asyncio.create_task(self._sweep())]
             if self._nodes is not None:
                 tasks += [asyncio.create_task(self._keep_pushes()), asyncio.create_task(self._read_again())]
+            else:
+                tasks.append(asyncio.create_task(self._look_beside()))
             self._notifier.start()
             if self.webhook_sender is not None:
                 self.webhook_sender.start()
@@ -1172,6 +1175,21 @@ class RelayEndpoints:
             except Exception as error:  # noqa: BLE001  they read all the same
                 logger.warning("leases could not be renewed: %s", type(error).__name__)
             self.held_requests.wake_all()
+
+    async def _look_beside(self) -> None:
+        """Wake whoever waits in an account that a command closes beside the relay: a file tells nobody that it was written to."""
+        is_new = False
+        while True:
+            await asyncio.sleep(BESIDE_LOOKS)
+            try:
+                is_new |= self._open_store.others_wrote()
+                if is_new:
+                    await self.run("", operations.closed_beside, called=False)
+                    is_new = False
+            except StoreUnavailable as error:
+                logger.warning("what was changed beside the relay could not be looked for: %s", error)
+            except Exception as error:  # noqa: BLE001  as with the sweep
+                logger.error("what was changed beside the relay could not be looked for: %s", place_of(error))  # noqa: TRY400
 
     async def _renew_leases(self) -> None:
         """Renew the leases of all claims where nobody has served for a while: no holder could call."""

@@ -31,6 +31,7 @@ from time import monotonic, time
 from typing import Any, Final, TypeAlias, TypeVar
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
+from companion_push.relay.nodes import WakeUp
 from headless_passkey.errors import SetupError, SetupReason
 from headless_passkey.process.private_file import reason_of, refuse_others, refuse_writers
 from headless_passkey.process.tasks import to_its_end, until_done
@@ -84,6 +85,7 @@ class Database:
         self._copies_at = 0.0  # by the event loop's clock: when the log may be copied again
         self._told: str | None = None  # why it is not copied, as was logged last
         self._damage: str | None = None  # why nothing is taken any more
+        self._seen = 0  # the number of what others have committed, when it was looked at last
 
     async def transact(
         self,
@@ -144,6 +146,24 @@ class Database:
 
     def clock(self) -> float:
         return time()
+
+    def others_wrote(self) -> bool:
+        """Whether another process has committed since the last call, or since the opening. It takes some microseconds.
+
+        True now and then of a copied log too. `StoreUnavailable` when the store does not answer.
+        """
+        before, self._seen = self._seen, self._number_of_others()
+        return self._seen != before
+
+    def _number_of_others(self) -> int:
+        try:
+            (number,) = self._connection.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"the store does not answer: {error}") from error
+        return int(number)
+
+    def tell(self, db: object, wake: WakeUp) -> None:
+        """The relay looks by itself whether others have committed."""
 
     @property
     def nodes(self) -> None:
@@ -327,6 +347,7 @@ class Database:
             # from here on commits are synced by `_sync`, and the log is copied by `_checkpoint`
             for pragma in ("synchronous=NORMAL", "wal_autocheckpoint=0", "busy_timeout=0"):
                 self._connection.execute(f"PRAGMA {pragma}").fetchall()
+            self._seen = self._number_of_others()
             self._checkpoints = _connect(self._path)
             self._checkpoints.execute("PRAGMA busy_timeout=0").fetchall()
             self._log = os.open(log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

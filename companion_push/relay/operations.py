@@ -68,6 +68,7 @@ EVENT_LEASE: Final = (
 )
 SWEEP_SECONDS: Final = 30.0  # between two sweeps, of whichever process
 MORE_OF_EXPIRED: Final = 50  # further portions of what has expired, in one sweep
+_BESIDE_SECONDS: Final = 60.0  # between a command's look at the clock and its commit, at most
 _CHANNEL_RATE: Final = Rate(
     count=30, seconds=3600
 )  # channels that one companion registers anew; the same again is free
@@ -342,6 +343,12 @@ def close_account(who: Who, *, again: bool, valid: int) -> Operation:
         )
 
     return operation
+
+
+def closed_beside(call: Call) -> Answer:
+    """Tell the members of accounts that a command has closed, as `close_account` does, and hand over the pushes that it has left."""
+    told = accounts.closed_since(call.db, call.now - _BESIDE_SECONDS)
+    return replace(take_up_pushes(call), told=told)
 
 
 def suspend_account(who: Who) -> Operation:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from companion_push.relay.database import MIGRATIONS, statements
+from companion_push.relay.nodes import WakeUp
 from companion_push.relay.store_place import PostgresUri
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import SetupReason
@@ -118,6 +119,15 @@ class PostgresStore(database.Database):
     def clock(self) -> float:
         """The server's clock, as the last transaction has shown it."""
         return monotonic() + self._ahead
+
+    def others_wrote(self) -> bool:
+        """They tell it."""
+        return False
+
+    def tell(self, db: Transaction, wake: WakeUp) -> None:
+        from companion_push.relay.postgres_nodes import notify  # noqa: PLC0415  of the commands that close an account
+
+        notify(db, "", wake)
 
     @property
     def nodes(self) -> "PostgresNodes | None":

@@ -55,8 +55,7 @@ class PostgresWakeUps:
         self.are_heard = False
 
     def in_transaction(self, db: Transaction, wake: WakeUp) -> None:
-        told = [(CHANNEL, payload) for payload in payloads(self._name, wake)]
-        db.executemany("SELECT pg_notify(?, ?)", told)
+        notify(db, self._name, wake)
 
     def committed(self, wake: WakeUp) -> None:
         """The server has told it with the commit."""
@@ -139,6 +138,11 @@ class PostgresWakeUps:
                 for kind in (_TOPIC, _MEMBER)
             )
             self._woken(WakeUp(topics=topics, members=members))
+
+
+def notify(db: Transaction, teller: str, wake: WakeUp) -> None:
+    """Tell all processes but `teller` of a wake-up, with the commit of this transaction."""
+    db.executemany("SELECT pg_notify(?, ?)", [(CHANNEL, payload) for payload in payloads(teller, wake)])
 
 
 def payloads(teller: str, wake: WakeUp) -> Iterator[str]:

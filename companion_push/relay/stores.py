@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from companion_push.relay.database import open_database, sole_user
+from companion_push.relay.nodes import WakeUp
 from companion_push.relay.store_place import StorePlace
 from companion_push.relay.transaction import Transaction
 
@@ -58,6 +59,17 @@ class Store(Protocol):
 
     def clock(self) -> float:
         """The time by that clock, now."""
+        ...
+
+    def others_wrote(self) -> bool:
+        """Whether another process has committed to a file since the last call. False of a database, where each process tells it.
+
+        `StoreUnavailable` when the store does not answer.
+        """
+        ...
+
+    def tell(self, db: Transaction, wake: WakeUp) -> None:
+        """Tell the relays that serve on this store of a command's change, with its commit."""
         ...
 
     @property
