@@ -84,7 +84,7 @@ class AtTerminal:
         request = pending[0] if len(pending) == 1 else await self._choose(pending)
         if request is None:
             return pending, Answer.NO
-        self.terminal.show("", *describe(request, self.clock()), _MUTES)
+        await self.terminal.show("", *describe(request, self.clock()), _MUTES)
         said = request.announcement
         slip = None if said.digits is None else slip_of(said)
         question = (
@@ -98,9 +98,9 @@ class AtTerminal:
     async def _choose(self, pending: Sequence[CheckedRequest]) -> CheckedRequest | None:
         """Ask which request the user means; None for none of them."""
         now = self.clock()
-        self.terminal.show("", f"{len(pending)} requests are waiting:")
+        await self.terminal.show("", f"{len(pending)} requests are waiting:")
         for number, request in enumerate(pending, 1):
-            self.terminal.show(f"  {number}  {summary(request)}, {_left(request, now)}")
+            await self.terminal.show(f"  {number}  {summary(request)}, {_left(request, now)}")
         meanings = {str(number): number for number in range(1, len(pending) + 1)} | dict.fromkeys(_NO, 0)
         question = "Which one? Number, or n to decline them all:"
         which = await self.terminal.ask(question, lambda line: meanings.get(line.lower()))

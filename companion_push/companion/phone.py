@@ -621,9 +621,9 @@ def ask(terminal: Terminal) -> UserVerification:
     """Ask a user at the terminal. It proves user presence, and no identity."""
 
     async def verify(question: Question) -> int | None:
-        terminal.show("", _title(question))
+        await terminal.show("", _title(question))
         for number, user in enumerate(question.accounts, 1):
-            terminal.show(f"  {number}  {account_name(user)}")
+            await terminal.show(f"  {number}  {account_name(user)}")
         if len(question.accounts) < 2:
             return 0 if await terminal.yes("y or n:") else None
         return await choose_number(terminal, len(question.accounts))

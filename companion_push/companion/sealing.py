@@ -49,7 +49,7 @@ async def open_file(file: CredentialFile, given: str | None, terminal: OpenTermi
             key = await _derive(typed, sealed)
             if key is not None:
                 return replace(file, key=key)
-            asked.show("That is not its passphrase.")
+            await asked.show("That is not its passphrase.")
     raise _wrong(file.path)
 
 
@@ -72,7 +72,7 @@ async def _ask_new(terminal: Terminal) -> str:
             raise _declined()
         if first == again:
             return first
-        terminal.show("These are two passphrases.")
+        await terminal.show("These are two passphrases.")
 
 
 _BOUNDS: Final = f"A new passphrase has {SHORTEST} characters or more, and {LONGEST} bytes at the most."

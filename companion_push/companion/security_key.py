@@ -650,5 +650,5 @@ class AtTerminal:
 
     async def _choose(self, names: Sequence[str]) -> int | None:
         with self.terminal() as terminal:
-            terminal.show("", *(f"  {number}  {name}" for number, name in enumerate(names, 1)))
+            await terminal.show("", *(f"  {number}  {name}" for number, name in enumerate(names, 1)))
             return await choose_number(terminal, len(names))

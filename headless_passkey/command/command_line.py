@@ -321,9 +321,8 @@ def run(
 
 
 def _serves(args: argparse.Namespace) -> bool:
-    """Whether this is a server, or waits for others with nobody at its stderr: who reads that must keep nobody waiting."""
-    waits = "waits" in args and args.waits(args) and not (sys.stderr is not None and sys.stderr.isatty())
-    return "log_format" in args or waits
+    """Whether this is a server, or waits for others: who reads its stderr, or stops its terminal, must keep nobody waiting."""
+    return "log_format" in args or ("waits" in args and bool(args.waits(args)))
 
 
 def _run(

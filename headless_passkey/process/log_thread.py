@@ -1,8 +1,8 @@
-"""stderr of a program that serves, written by a thread of its own: log, and lines for its operator.
+"""stderr of a program that serves or waits, written by a thread of its own: log, and lines for its operator.
 
-A pipe whose reader stands still takes no more lines, and a disk that hangs takes its time: in the event loop each would keep
-everybody waiting. Lines that come while `MAX_LINES` wait, or that cannot be written, as on a full disk, are left out, and counted in
-the log as soon as it takes lines again.
+A pipe whose reader stands still, or a terminal that was stopped (Ctrl-S), takes no more lines, and a disk that hangs takes its time:
+in the event loop each would keep everybody waiting. Lines that come while `MAX_LINES` wait, or that cannot be written, as on a full
+disk, are left out, and counted in the log as soon as it takes lines again.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ class LineWriter:
     def __init__(self, descriptor: int, *, left_out: Callable[[int], str]) -> None:
         """left_out: makes the line that says how many were left out."""
         self._descriptor, self._left_out = descriptor, left_out
-        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._lines: SimpleQueue[str | Callable[[], object] | None] = SimpleQueue()
         self._counting = threading.Lock()
         self._missing = 0
         self._is_cut = False  # whether a part of a line is there, without its end
@@ -42,6 +42,10 @@ class LineWriter:
         else:
             self._miss(1)
 
+    def after(self, act: Callable[[], object]) -> None:
+        """Have `act` called by the thread when all lines of before are written, or left out."""
+        self._lines.put(act)
+
     def end(self) -> None:
         """Wait until all lines are written, no longer than `END_SECONDS`. What the process prints afterwards is lost, if they are not."""
         self._lines.put(None)
@@ -51,7 +55,9 @@ class LineWriter:
 
     def _run(self) -> None:
         while (text := self._lines.get()) is not None:
-            if not self._put(text):
+            if callable(text):
+                text()
+            elif not self._put(text):
                 self._miss(1)
             elif self._lines.empty():
                 self._tell()
@@ -132,6 +138,14 @@ def to_stderr(text: str) -> None:
         with contextlib.suppress(OSError):
             # one write: where nothing is buffered, other programs' lines would come between line and end
             print(text, end="", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def after_lines(act: Callable[[], object]) -> None:
+    """Have `act` called when what went `to_stderr` so far is there: by the thread, or now where there is none."""
+    if _writers:
+        _writers[-1].after(act)
+    else:
+        act()
 
 
 def _is_of_the_system() -> bool:

@@ -1,10 +1,12 @@
-"""Standard streams for libraries: a line on stderr, and reads that can be cancelled."""
+"""Standard streams for libraries: lines on stderr, and reads that can be cancelled."""
 
 import asyncio
+import contextlib
 import os
+import sys
 from typing import Final
 
-from headless_passkey.process.log_thread import to_stderr
+from headless_passkey.process.log_thread import after_lines, to_stderr
 from headless_passkey.text.names import shown_line
 
 STDIN: Final = 0
@@ -13,6 +15,24 @@ STDIN: Final = 0
 def talk(*lines: str) -> None:
     """Print lines for people on stderr, since stdout is data. What is not printable in them is spelled out."""
     to_stderr("".join(f"{shown_line(line)}\n" for line in lines))
+
+
+async def written() -> None:
+    """Wait until what was said so far is on stderr where that is a terminal, for who writes to the terminal by another way.
+
+    What goes elsewhere is not waited for: there may be nobody who reads it.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        return
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def tell() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(_set, done)
+
+    after_lines(tell)
+    await done
 
 
 async def read_some(descriptor: int) -> bytes:

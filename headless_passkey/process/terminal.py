@@ -19,6 +19,7 @@ from typing import Any, Final, Self, TypeVar
 
 from headless_passkey.errors import TransportError, UsageError
 from headless_passkey.process.signals import interrupted_by_keyboard, terminal_lent
+from headless_passkey.process.streams import written
 from headless_passkey.process.tasks import end
 from headless_passkey.text.names import shown_line
 
@@ -85,7 +86,8 @@ class Terminal:
         )  # a terminal without a size, such as a serial line
 
     async def draw(self, text: str) -> None:
-        """Write all of `text`, with back-pressure; `TransportError` when the terminal is gone."""
+        """Write all of `text` after what went to stderr, with back-pressure; `TransportError` when the terminal is gone."""
+        await written()
         data = self._encoded(text)
         while data:
             try:
@@ -103,9 +105,9 @@ class Terminal:
             while data and poll.poll(_LAST_WORDS):
                 data = data[os.write(self._descriptor, data) :]
 
-    def show(self, *lines: str) -> None:
-        """Write lines. What is not printable in them is spelled out."""
-        self._write("".join(f"{shown_line(line)}\n" for line in lines))
+    async def show(self, *lines: str) -> None:
+        """Write lines, as `draw` does. What is not printable in them is spelled out."""
+        await self.draw("".join(f"{shown_line(line)}\n" for line in lines))
 
     async def ask(
         self,
@@ -148,8 +150,10 @@ class Terminal:
     ) -> T | None:
         again = ""
         while True:
+            await written()
+            await self._writable()  # which it is not while it is stopped (Ctrl-S)
             self._forget_keys()  # typed before the question
-            self._write(f"{again}{shown_line(question)} ")
+            await self.draw(f"{again}{shown_line(question)} ")
             line = await self._line()
             if line is None:
                 self._write("\n")

@@ -114,11 +114,15 @@ _WITH_TERMINAL = "import os, sys; os.open(sys.argv[1], os.O_RDWR); os.execv(sys.
 
 @contextlib.asynccontextmanager
 async def at_terminal(
-    *words: object, stdin: str | None = None, raw: bool = True, stdout: bool = False, stderr: bool = False
+    *words: object,
+    stdin: str | None = None,
+    raw: bool = True,
+    stdout: bool = False,
+    stderr: bool | int = False,
 ) -> AsyncIterator[tuple[Program, Screen]]:
     """`companion-push words…` with a terminal to ask at; stdin, stdout and stderr are pipes all the same.
 
-    stdout, stderr: whether it is the terminal too.
+    stdout, stderr: whether it is the terminal too; or another descriptor.
 
     raw: keys are bytes and not shown; otherwise Ctrl-C and Ctrl-D do what they do at any terminal.
     """
@@ -135,7 +139,7 @@ async def at_terminal(
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=inner if stdout else asyncio.subprocess.PIPE,
-        stderr=inner if stderr else asyncio.subprocess.PIPE,
+        stderr=inner if stderr is True else stderr or asyncio.subprocess.PIPE,
         start_new_session=True,
     )
     program, screen = Program(process), Screen(outer)

@@ -438,7 +438,7 @@ async def test_a_companion_in_the_background_answers_and_ends_where_nobody_reads
         try:
             async with asyncio.timeout(TIMEOUT):
                 name = await frame.ask(anna_outside.caller)
-                while await frame.state_of(name) != "opened":  # noqa: ASYNC110  a program's state
+                while await frame.state_of(name) != "opened":  # noqa: ASYNC110  nobody tells  # noqa: ASYNC110  a program's state
                     await asyncio.sleep(0.05)
                 process.terminate()
                 assert await process.wait() == 0
@@ -694,6 +694,34 @@ async def test_ctrl_c_at_the_question_declines_and_the_next_one_ends_a_companion
         screen.type("\x03")
         assert await program.ended() == 0
     assert await frame.state_of(name) == "declined"
+
+
+async def test_a_companion_whose_terminal_is_stopped_goes_on_and_shows_all_when_it_may(
+    anna_outside: Someone, frame: Frame
+) -> None:
+    async with at_terminal(*anna_outside.words(), raw=False, stderr=True) as (program, screen):
+        await screen.until('"listening"')
+        screen.type("\x13")  # Ctrl-S
+        name = await frame.ask(anna_outside.caller)
+        async with asyncio.timeout(TIMEOUT):
+            while await frame.state_of(name) != "opened":  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0.05)
+        screen.type("\x11")  # Ctrl-Q
+        for stage in ("arrived", "opened"):
+            await screen.until(f'"{stage}"')
+        screen.type("\x13")
+        program.terminate()
+        assert await program.ended() == 0
+
+
+async def test_a_question_waits_for_nobody_who_is_to_read_the_log(
+    anna_outside: Someone, frame: Frame
+) -> None:
+    name = await frame.ask(anna_outside.caller)
+    with nobody_reads() as log:
+        async with at_terminal(*anna_outside.words(consent="ask"), stderr=log) as (_, screen):
+            await screen.until("Approve? y or n:")
+    assert await frame.state_of(name) == "delivered"
 
 
 @pytest.mark.threat("T4")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pty
+import select
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ async def test_yes_and_no_are_answers(asked: Asked, typed: str, agreed: bool) ->
 
 @pytest.mark.threat("T11")
 async def test_what_nobody_escaped_moves_no_cursor(asked: Asked) -> None:
-    asked.terminal.show("says \x1b[2J\u202e")
+    await asked.terminal.show("says \x1b[2J\u202e")
     await asked.screen.until("says <U+001B>[2J<U+202E>")
     asking = asyncio.create_task(asked.terminal.yes("Let \x1b[A\n in?"))
     await asked.screen.until("Let <U+001B>[A<U+000A> in?")
@@ -110,3 +111,18 @@ async def test_a_terminal_that_has_gone_is_no_answer(asked: Asked) -> None:
     asked.screen.close()
     with pytest.raises(TransportError, match="the terminal has gone"):
         await asking
+
+
+async def test_at_a_terminal_that_is_stopped_a_question_waits_and_what_is_typed_meanwhile_is_no_answer(
+    asked: Asked,
+) -> None:
+    asked.screen.type("\x13")  # Ctrl-S
+    while select.select((), (asked.inner,), (), 0)[1]:  # noqa: ASYNC110  nobody tells
+        await asyncio.sleep(0)
+    asking = asyncio.create_task(asked.terminal.yes("Sure?"))
+    await asyncio.sleep(0)
+    asked.screen.type("n\n")
+    asked.screen.type("\x11")  # Ctrl-Q
+    await asked.screen.until("Sure?")
+    asked.screen.type("y\n")
+    assert await asking
