@@ -105,6 +105,7 @@ bench: $(VENV)/check.done system-packages  ## how fast and how large device, cor
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/rp.py --write
 	@PYTHONPATH=examples $(BIN)/python benchmarks/radio.py --write
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/relay.py --write
+	@PYTHONPATH=examples:. $(BIN)/python benchmarks/log.py --write
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/nodes.py --write
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/tunnels.py --write
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/linked.py --write

@@ -14,6 +14,7 @@ import core
 import device
 import limited
 import linked
+import log
 import measure
 import plots
 import pytest
@@ -149,6 +150,13 @@ async def test_each_cost_of_a_tunnel_is_measured(
     (found,) = await tunnels.measured([tunnels.ours("asyncio")], loopback_certificate, idle=8, turns=1)
     assert found.encrypted > 8 * 1024
     assert min(*found.session, *found.message) > 0
+
+
+async def test_the_cost_of_a_line_of_log_is_measured(tmp_path: Path) -> None:
+    found = await log.turns(tmp_path, blocks=2, in_block=2)
+    assert len(found) == 2
+    assert all(turn.took > 0 and turn.processor > 0 for each in found for turn in each)
+    assert len(log.rows(found)) == 6
 
 
 def test_a_tunnel_service_without_another_one_beside_it_is_compared_with_none() -> None:
