@@ -220,10 +220,12 @@ class Conductor:
 
     async def _conduct(self, fault: Fault) -> None:
         """Wait for the moment of a fault, make it, and end it."""
-        if not await self._moment(fault):
-            self.tally.missed += 1
-            return
         async with AsyncExitStack() as stack:
+            if fault.kind is Kind.REMOVE:  # else another one might have the claim
+                stack.enter_context(self._others_stand_still(fault))
+            if not await self._moment(fault):
+                self.tally.missed += 1
+                return
             for name in self._touched(fault):
                 await stack.enter_async_context(self._busy.setdefault(name, asyncio.Lock()))
             self.tally.faults[fault.kind] += 1
@@ -241,6 +243,17 @@ class Conductor:
             }
             has_met = await make[fault.kind](fault)
             self.tally.met[fault.kind] += has_met
+
+    @contextmanager
+    def _others_stand_still(self, fault: Fault) -> Iterator[None]:
+        """The other companions of a home are stopped."""
+        companions = [each for each in self.town.running if each.startswith(f"companion {fault.home}.")]
+        stopped = [pid for each in companions if each != fault.target for pid in self.town.processes(each)]
+        _send(stopped, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            _send(stopped, signal.SIGCONT)
 
     def _touched(self, fault: Fault) -> list[str]:
         """The programs that only one fault at a time may end and start, always in the same order."""
@@ -402,7 +415,7 @@ class Conductor:
             return False
         else:
             stages = [each.said.get("stage") for each in self._heard() if each.who == fault.target]
-            return "opened" in stages and "finished" not in stages
+            return "claimed" in stages and "finished" not in stages
         finally:
             _send(processes, signal.SIGCONT)
 

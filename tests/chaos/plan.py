@@ -29,6 +29,15 @@ MOMENTS: Final = (
     *("channel-open", "request-sent", "phone-asked", "phone-answered"),
 )
 MOMENTS_LINKED: Final = ("begun", "prepared", "contacting", "channel-open", "request-sent", "phone-asked")
+UNHEARD: Final = (
+    "begun",
+    "prepared",
+    "submitted",
+    "claimed",
+    "opened",
+    "phone-advertising",
+)  # no advert is heard yet
+UNHEARD_LINKED: Final = ("begun", "prepared", "contacting")
 JUMPS: Final = (-86400.0, -3600.0, -90.0, 90.0, 3600.0, 86400.0)  # seconds
 
 
@@ -73,7 +82,7 @@ class Kind(StrEnum):
     FILL = "fill"  # the file system of a server's store is full
     JUMP = "jump"  # a program's clock is wrong
     ROLL_BACK = "roll-back"  # the store of the relay, or of all relays, is an old copy
-    REMOVE = "remove"  # a companion is taken out of the ring
+    REMOVE = "remove"  # the companion that has the claim is taken out of the ring
     WITHHOLD = "withhold"  # the relay shows devices neither the newest ring nor any word
     LOSE = "lose"  # Redis is killed, and begins with nothing
 
@@ -201,7 +210,10 @@ def _fault(dice: _Dice, deployment: Deployment) -> Fault:
             target = "relay"
         case Kind.LOSE:
             target = "redis"
-    moment = dice.one_of(MOMENTS_LINKED if home == LINKED else MOMENTS)
+    moments: Sequence[str] = MOMENTS_LINKED if home == LINKED else MOMENTS
+    if kind is Kind.DEAFEN:  # who has heard the advert misses none
+        moments = UNHEARD_LINKED if home == LINKED else UNHEARD
+    moment = dice.one_of(moments)
     if kind is Kind.REMOVE:
         moment = "claimed"
     seconds = round(0.2 + dice.source.random() * (MOST_SECONDS - 0.2), 1)

@@ -12,6 +12,8 @@ from tests.chaos.plan import (
     MOST_FAULTS,
     MOST_SECONDS,
     SERVERS,
+    UNHEARD,
+    UNHEARD_LINKED,
     WORKER,
     Deployment,
     Fault,
@@ -72,6 +74,8 @@ def check(fault: Fault, deployment: Deployment) -> None:
         assert (kind == "phone") <= (fault.home == LINKED)
         assert int(companion or 0) < COMPANIONS[fault.home]
     assert fault.moment in (MOMENTS_LINKED if fault.home == LINKED else MOMENTS)
+    if fault.kind is Kind.DEAFEN:
+        assert fault.moment in (UNHEARD_LINKED if fault.home == LINKED else UNHEARD)
     assert 0 < fault.seconds <= MOST_SECONDS
     is_link = fault.kind in (Kind.CUT, Kind.DELAY, Kind.SWALLOW, Kind.DEAFEN)
     assert bool(fault.server) == is_link
