@@ -6,6 +6,7 @@ statement ``?`` or ``:name`` stands for a value, and a row is read by the names 
 
 import json
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from secrets import token_bytes
@@ -359,11 +360,28 @@ class SqlStore:
         await self._transaction(work, writes=True)
 
     async def everyone(self, *, now: float, most: int) -> Sequence[Registered]:
+        newest = "FROM users ORDER BY created_at DESC, name LIMIT :most"
+        of_them = f"WHERE user_handle IN (SELECT handle {newest})"
+        statements = (
+            f"SELECT * {newest}",
+            f"SELECT * FROM credentials {of_them} ORDER BY created_at, credential_id",  # noqa: S608  our words
+            f"SELECT * FROM sessions {of_them} AND ends_at > :now ORDER BY created_at DESC",  # noqa: S608
+        )
+
         def work(connection: Transaction) -> list[Registered]:
-            rows = connection.execute(
-                "SELECT * FROM users ORDER BY created_at DESC, name LIMIT ?", (most,)
-            ).fetchall()
-            return [_with_sessions(connection, _user(row), now) for row in rows]
+            values = {"most": most, "now": now}
+            users, credentials, sessions = [
+                connection.execute(each, values).fetchall() for each in statements
+            ]
+            passkeys_of, sessions_of = _by_user(credentials, _credential), _by_user(sessions, _session)
+            return [
+                Registered(
+                    user=_user(row),
+                    credentials=tuple(passkeys_of[row["handle"]]),
+                    sessions=tuple(sessions_of[row["handle"]]),
+                )
+                for row in users
+            ]
 
         return await self._settled(work, now)
 
@@ -685,6 +703,14 @@ def _with_sessions(connection: Transaction, user: User, now: float) -> Registere
         credentials=tuple(_credentials_of(connection, user.handle)),
         sessions=tuple(_session(row) for row in rows),
     )
+
+
+def _by_user(rows: list[Any], made: Callable[[Any], _Value]) -> defaultdict[bytes, list[_Value]]:
+    """What is made of rows, by the user whose they are."""
+    found: defaultdict[bytes, list[_Value]] = defaultdict(list)
+    for row in rows:
+        found[row["user_handle"]].append(made(row))
+    return found
 
 
 def _user(row: Any) -> User:

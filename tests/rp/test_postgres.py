@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from postgres_store import database as postgres_database
+from postgres_store.pipeline import Told
 from relying_party.core.proofs import STEP_SECONDS, Proof
 from relying_party.errors import CeremonyGone, ProofInvalid, SetupError, StoreUnavailable, UseDpopNonce
 from relying_party.http.app import make_app
@@ -257,6 +258,34 @@ async def test_a_house_that_is_not_kept_is_told(
         let_a_statement_delete(place, 0, "sessions")
         while "what has ended could not be forgotten" not in caplog.text:  # noqa: ASYNC110  a line of the log
             await asyncio.sleep(0.01)
+
+
+async def test_everyone_is_read_in_as_many_round_trips_as_one_user(
+    place: PostgresUri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trips = 0
+    tell = postgres_database.Connection.tell
+
+    def told(connection: postgres_database.Connection, statements: Sequence[Told]) -> Any:
+        nonlocal trips
+        trips += 1
+        return tell(connection, statements)
+
+    monkeypatch.setattr(postgres_database.Connection, "tell", told)
+    async with PostgresStore(place) as store:
+        users = [replace(ADA, handle=bytes([number]) * 32, name=f"ada {number}") for number in range(9)]
+        taken = []
+        for user in users:
+            name = user.handle[:4]
+            await store.register(credential(user, name), user, session(user, name), ends=None)
+            trips = 0
+            found = await store.everyone(now=50, most=8)
+            taken.append(trips)
+        assert len(set(taken)) == 1
+        assert [one.user for one in found] == users[:8]  # registered at one time, so by their names
+        for one in found:
+            assert one == await store.registered(one.user.handle, now=50)
+        assert [len(one.sessions) for one in await store.everyone(now=100, most=8)] == [0] * 8
 
 
 # Several processes
