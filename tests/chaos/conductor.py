@@ -2,7 +2,7 @@
 
 What must hold: a sign-in ends in a session or in an error of a known kind, within its deadline; a request is opened by one companion
 alone; an approval makes one session at the most; a session that a device was given is there; when the faults are over, a sign-in works;
-and no connection, file or process is left.
+and no connection, advert, task, file or process is left.
 """
 
 import asyncio
@@ -414,8 +414,10 @@ class Conductor:
         except (HeadlessPasskeyError, AssertionError):  # the relay is not there, or the ring has changed
             return False
         else:
-            stages = [each.said.get("stage") for each in self._heard() if each.who == fault.target]
-            return "claimed" in stages and "finished" not in stages
+            # the claim is its own, since the others stand still
+            return not any(
+                each.who == fault.target and each.said.get("stage") == "finished" for each in self._heard()
+            )
         finally:
             _send(processes, signal.SIGCONT)
 
