@@ -126,7 +126,7 @@ def _page(found: Sequence[tuple[Turn, Turn, Turn]]) -> list[str]:
     return [
         HEADING,
         "",
-        core.made("PYTHONPATH=examples:. python benchmarks/log.py --write"),
+        core.made(),
         "",
         table(HEADINGS, [each.cells for each in rows(found)]),
         "",
