@@ -140,8 +140,12 @@ class _Loans:
         self._take_again()
 
     def _take_again(self) -> None:
+        # In the background the terminal stops whoever changes it, here, until the program is in front. That it goes on then is no
+        # other time: to ask once more would discard what is typed after the question.
+        self._loop.remove_signal_handler(signal.SIGCONT)
         for _, take_again in self.open:
             take_again()
+        self._listen()
 
 
 _loans: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Loans]] = WeakKeyDictionary()

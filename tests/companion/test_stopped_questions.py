@@ -51,6 +51,7 @@ class Shell:
     """A shell with one program."""
 
     process: asyncio.subprocess.Process
+    terminal: int  # the end of whoever sees it
     screen: Screen
 
     async def told(self) -> str:
@@ -58,6 +59,10 @@ class Shell:
         assert self.process.stdout is not None
         async with asyncio.timeout(TIMEOUT):
             return (await self.process.stdout.readline()).decode().strip()
+
+    def kill(self, number: signal.Signals) -> None:
+        """Send the program a signal, while it is in the foreground."""
+        os.killpg(os.tcgetpgrp(self.terminal), number)
 
     def order(self, word: str) -> None:
         assert self.process.stdin is not None
@@ -73,7 +78,7 @@ async def shell(*words: object) -> AsyncIterator[Shell]:
     )  # fmt: skip
     screen = Screen(outer)
     try:
-        yield Shell(process, screen)
+        yield Shell(process, outer, screen)
     finally:
         screen.close()  # SIGHUP to what is left
         os.close(inner)
@@ -124,13 +129,19 @@ async def test_a_program_that_is_stopped_at_a_hidden_question_gives_the_terminal
 
 
 @pytest.mark.threat("T11")
+@pytest.mark.parametrize("stop", ["key", "SIGSTOP"])
 async def test_what_goes_on_in_the_background_leaves_the_terminal_alone_until_it_is_in_front(
-    unseal: tuple[object, ...],
+    unseal: tuple[object, ...], stop: str
 ) -> None:
     async with shell(*unseal) as stopped:
         await stopped.screen.until(ASKED)
-        stopped.screen.type(STOP)
-        await stopped.told()
+        if stop == "key":
+            stopped.screen.type(STOP)
+            await stopped.told()
+        else:
+            stopped.kill(signal.SIGSTOP)
+            await stopped.told()
+            stopped.screen.show_typed()  # as a shell does that has its terminal back
         stopped.order("bg")
         assert await stopped.told() == f"stopped {int(signal.SIGTTOU)}"
         assert stopped.screen.echoes
@@ -138,6 +149,8 @@ async def test_what_goes_on_in_the_background_leaves_the_terminal_alone_until_it
         await stopped.screen.until(ASKED)
         assert not stopped.screen.echoes
         stopped.screen.type(f"{PASSPHRASE}\n")
+        # it asks once, and takes what is typed then
+        assert ASKED not in await stopped.screen.until("\n")
         assert await stopped.told() == "ended 0"
 
 
