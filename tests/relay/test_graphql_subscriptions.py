@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import WSMsgType, web
 
+from companion_push.errors import StoreUnavailable
 from companion_push.relay import app, following, operations
 from companion_push.relay.app import RELAY, close_account
 from companion_push.relay.graphql import subscriptions
@@ -156,6 +157,38 @@ async def test_a_proof_without_the_nonce_is_answered_with_it(home: Household) ->
     async with opened(caller, proof=False) as socket:
         await socket.send(INIT | {"payload": {"DPoP": caller.proof("GET", "/graphql")}})
         assert (await socket.next())["type"] == "connection_ack"
+
+
+@pytest.mark.parametrize(
+    ("error", "closed", "logged"),
+    [
+        (StoreUnavailable("the database does not answer"), (4403, "store-unavailable"), []),
+        (KeyError("a secret"), (1011, ""), ["unexpected KeyError"]),
+    ],
+    ids=["the database is away", "a bug"],
+)
+async def test_a_connection_whose_proof_cannot_be_looked_up_is_closed_in_the_words_of_the_protocol(
+    relay: Relay,
+    home: Household,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    error: Exception,
+    closed: tuple[int, str],
+    logged: list[str],
+) -> None:
+    async def away() -> None:
+        raise error
+
+    phone = home.companions[0]
+    # as used proofs that are in a database of others
+    monkeypatch.setattr(relay._relay._used_proofs, "take", lambda _proof, _now: away())
+    async with opened(phone, proof=False) as socket:
+        await socket.send(INIT | {"payload": {"DPoP": phone.proof("GET", "/graphql")}})
+        assert await socket.closed() == closed
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [line.partition(" at ")[0] for line in errors] == logged
+    assert all("secret" not in line for line in errors)
 
 
 @pytest.mark.threat("T13")

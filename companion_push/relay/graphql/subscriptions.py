@@ -17,7 +17,8 @@ import strawberry
 from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 from graphql import GraphQLError, OperationType
 
-from companion_push.relay.app import OPERATION, WAITS, RelayEndpoints
+from companion_push.errors import StoreUnavailable
+from companion_push.relay.app import OPERATION, WAITS, RelayEndpoints, place_of
 from companion_push.relay.following import INTERVAL, Ending, Following
 from companion_push.relay.graphql.documents import Documents, Refused, Submitted
 from companion_push.relay.graphql.errors import formatted, problem_of, told
@@ -174,6 +175,9 @@ class _Connection:
                 await self._read(tasks)
             except (ConnectionError, TimeoutError) as error:
                 self._cut(error)
+            except Exception as error:  # noqa: BLE001  a bug: no answer of HTTP may follow the upgrade
+                logger.error("%s", place_of(error))  # noqa: TRY400
+                await self.close(WSCloseCode.INTERNAL_ERROR, "")
             finally:
                 for task in (pings, *self._running.values()):
                     task.cancel()
@@ -256,8 +260,9 @@ class _Connection:
             try:
                 proofs = [given] if isinstance(given, str) else []
                 self._name = await self._relay.authenticate(self._request, proofs, self._endpoint.path)
-            except Problem as problem:
-                self._request[REFUSED] = problem
+            except (Problem, StoreUnavailable) as error:
+                busy = Problem(Slug.STORE_UNAVAILABLE, retry_after=2)
+                self._request[REFUSED] = problem = error if isinstance(error, Problem) else busy
                 self._relay.answered(self._request, problem.status, problem.slug)
                 nonce = [self._relay.nonce()] if problem.slug is Slug.USE_DPOP_NONCE else []
                 return await self.close(Code.REFUSED, " ".join([problem.slug, *nonce]))
