@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from companion_push.companion.consent import Answer, Consent
@@ -82,8 +83,10 @@ async def put_pending(
                 continue
             requests, answer = asking.result()
         except TransportError as error:  # the terminal is gone
-            for request in pending:
-                await inbox.reject(request, error)
+            with suppress(HeadlessPasskeyError):  # the relay too: there is nobody to tell
+                for request in pending:
+                    with suppress(NotApproved):  # it has ended meanwhile
+                        await inbox.reject(request, error)
             raise
         finally:
             await end(asking)

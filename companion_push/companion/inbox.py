@@ -260,7 +260,7 @@ class Inbox:
                         # a call; what it lists comes by the stream
                         await self._relay.inbox(cursor=None, wait=0, any_clock=True)
                     if page is None:
-                        await self._keep_up()
+                        await self._keep_up(arrivals=arrivals)
                     elif not await self._take(page, arrivals=arrivals):
                         # a relay that always has a change of nothing is read with pauses, as it is polled
                         await asyncio.sleep(_MIN_PAUSE if now - idle_at < _MIN_PAUSE else 0)
@@ -317,10 +317,12 @@ class Inbox:
             elif device.name in before - muted:
                 self._tell(NoticeKind.UNMUTED, f"{quoted(device.label)} is not muted any more")
 
-    async def _keep_up(self) -> None:
-        """Do what time makes due while nothing changes."""
+    async def _keep_up(self, *, arrivals: bool) -> None:
+        """Do what time makes due while nothing changes, and take requests again whose answer did not reach the relay."""
         await self._settle_keys()
         if self._page is not None:
+            if arrivals:
+                await self._receive([item for item in self._page.items if self._is_fresh(item)])
             await self._do_what_is_due(self._page)
 
     async def _do_what_is_due(self, page: Page) -> None:
@@ -401,18 +403,30 @@ class Inbox:
 
     async def _claim_again(self, listed: Mapping[Key, Item]) -> None:
         """Claim again what we lost while the relay was unreachable: the user has consented already."""
-        for key, claim in tuple(self._claims.items()):
-            if key in listed and listed[key].claimed_by is None:
-                with suppress(NotApproved, ProblemAnswer):  # it has ended, or we have failed, meanwhile
-                    if await self._relay.claim(*key, self._word(self._in_hand[key])) is not None:
-                        self._lose(key)
-                    elif claim.used:
-                        await self._relay.opened(*key, stays=claim.stays)
+        lost = [
+            (key, self._in_hand[key])
+            for key in self._claims
+            if key in listed and listed[key].claimed_by is None
+        ]
+        for key, request in lost:
+            claim = self._claims.get(key)
+            if claim is None:  # the opener has ended while another one was claimed
+                continue
+            with suppress(NotApproved, ProblemAnswer):  # it has ended, or we have failed, meanwhile
+                taken = await self._relay.claim(*key, self._word(request))
+                if taken is not None:
+                    self._lose(key)
+                elif claim.used:
+                    await self._relay.opened(*key, stays=claim.stays)
+                elif key not in self._claims:  # it was given up while it was claimed
+                    await self._relay.release(*key)
 
     def _lose(self, key: Key) -> None:
-        """Take note that another companion has our claim, and end what we show of the request."""
-        self._claims[key].lost = True
-        self._in_hand[key].over.set()
+        """Take note that another companion has our claim, and end what we show of the request, unless that has ended."""
+        claim = self._claims.get(key)
+        if claim is not None:
+            claim.lost = True
+            self._in_hand[key].over.set()
 
     async def _give_back_what_ended(self, items: tuple[Item, ...]) -> None:
         """Give back claims of an earlier run of this companion, which our calls would otherwise keep alive."""
@@ -783,13 +797,20 @@ class Inbox:
 
     @contextmanager
     def _in_hands(self, request: CheckedRequest) -> Iterator[None]:
-        """Take a request out of `pending` while it is handled here; a request that is not settled then becomes pending again."""
+        """Take a request out of `pending` while it is handled here.
+
+        One that is not settled then, since the relay did not answer for instance, becomes pending again with the relay's next
+        sign of life.
+        """
         if self._pending.pop(request.key, None) is None:
             raise NotApproved(Outcome.CANCELLED, "the request has gone meanwhile")
         self._in_hand[request.key] = request
         self._news.set()
         try:
             yield
+        except NotApproved:  # it has ended, and the relay lists it no more
+            self._settle(request.key)
+            raise
         finally:
             del self._in_hand[request.key]
 

@@ -176,13 +176,16 @@ async def test_a_no_to_all_that_wait_declines_each(
     assert [await each.state_of(name) for each, name in names] == ["declined", "declined"]
 
 
+class Gone:
+    """Nobody can be asked."""
+
+    async def ask(self, pending: Sequence[CheckedRequest]) -> tuple[Sequence[CheckedRequest], Answer]:
+        raise TransportError("the terminal has gone")
+
+
 async def test_when_nobody_can_be_asked_the_request_is_left_to_others_with_the_reason(
     anna: Companion, bert: Companion, frame: Frame
 ) -> None:
-    class Gone:
-        async def ask(self, pending: Sequence[CheckedRequest]) -> tuple[Sequence[CheckedRequest], Answer]:
-            raise TransportError("the terminal has gone")
-
     name = await frame.ask(anna.caller, bert.caller)
     await anna.inbox.poll()
     with pytest.raises(TransportError, match="terminal"):
@@ -190,6 +193,32 @@ async def test_when_nobody_can_be_asked_the_request_is_left_to_others_with_the_r
     status = await frame.caller.status(name)
     assert status["state"] == "delivered"
     assert status["failures"] == [{"by": anna.caller.name, "reason": "unreachable"}]
+
+
+async def test_when_nobody_can_be_asked_a_request_that_has_ended_is_not_in_the_way_of_the_others(
+    anna: Companion, frame: Frame, second_frame: Frame
+) -> None:
+    asked = {each.caller.name: (each.caller, await each.ask(anna.caller)) for each in (frame, second_frame)}
+    await anna.inbox.poll()
+    (ending, ended), (caller, name) = (asked[each.key[0]] for each in anna.inbox.pending)
+    await ending.tell(ended, "cancelled")
+    with pytest.raises(TransportError, match="terminal"):
+        await put_pending(anna.inbox, Gone(), Hands(), Outcomes(), once=False)
+    status = await caller.status(name)
+    assert status["reason"] == "unreachable"
+
+
+async def test_who_cannot_be_asked_is_the_error_also_where_the_relay_is_away(
+    anna: Companion, frame: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise TransportError("the relay did not answer")
+
+    await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    monkeypatch.setattr(anna.inbox._relay, "report", away)
+    with pytest.raises(TransportError, match="terminal"):
+        await put_pending(anna.inbox, Gone(), Hands(), Outcomes(), once=False)
 
 
 @pytest.mark.threat("T4")

@@ -667,6 +667,34 @@ async def test_a_holder_that_lost_its_claim_meanwhile_shows_nothing_any_more(
     assert (status["state"], claimer(status)) == ("opened", bert.caller.name)
 
 
+@pytest.mark.parametrize("granted", [False, True], ids=["it is another's", "it is ours"])
+async def test_an_opener_that_ends_while_its_claim_is_made_again_ends_nothing_else(
+    anna: Companion, bert: Companion, frame: Frame, relay: Relay, monkeypatch: pytest.MonkeyPatch, *, granted: bool
+) -> None:  # fmt: skip
+    name = await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    hands = Waiting()
+    approving = asyncio.create_task(anna.inbox.approve(anna.inbox.pending[0], hands))
+    await hands.waits.wait()
+    relay.clock.ahead += 61
+    await bert.inbox.poll()
+    claim = anna.inbox._relay.claim
+
+    async def late(*about: Any) -> int | None:
+        if not granted:
+            assert await bert.inbox.approve(bert.inbox.pending[0], Hands())
+        hands.opened[0].over.set()
+        assert await approving
+        return await claim(*about)
+
+    monkeypatch.setattr(anna.inbox._relay, "claim", late)
+    await anna.inbox.poll()
+    status = await frame.caller.status(name)
+    holder = anna if granted else bert
+    assert (status["state"], claimer(status)) == ("opened", holder.caller.name)
+    assert anna.kinds[-1] is NoticeKind.FINISHED
+
+
 # What is refused, shown with its reason and reported for this companion
 
 

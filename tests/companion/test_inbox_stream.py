@@ -16,7 +16,15 @@ from companion_push.companion.inbox import NoticeKind
 from companion_push.companion.inbox_stream import InboxStream, NoStream, StreamOver, Ways
 from companion_push.relay import following
 from companion_push.relay.app import RelayEndpoints, close_account
-from headless_passkey.errors import EnrolmentReason, NotEnrolled, TrustError, TrustReason
+from headless_passkey.errors import (
+    EnrolmentReason,
+    NotApproved,
+    NotEnrolled,
+    Outcome,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
 from tests.companion.family import Companion, Frame, Hands, awake
 from tests.companion.test_inbox import rogue_relay
 from tests.relay.front import Does, Front
@@ -236,6 +244,49 @@ async def test_what_is_due_is_done_although_nothing_changes(
             while (await here.frame.caller.get("/v1/ring")).body["words"] == first:
                 pass
         assert len(first) == here.front.streams == 1
+
+
+@pytest.mark.parametrize("answer", ["approve", "decline"])
+async def test_a_request_whose_answer_the_relay_did_not_take_is_put_to_the_person_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr(following, "INTERVAL", 0.02)
+
+    async def away(*_: object) -> None:
+        raise TransportError("the relay says: not now (store-unavailable)")
+
+    async with world(tmp_path) as here, listening(here.companion):
+        await here.front.until(streams=1)
+        await here.ask()
+        inbox = here.companion.inbox
+        (request,) = inbox.pending
+        answering = inbox.approve(request, Hands()) if answer == "approve" else inbox.decline(request)
+        with monkeypatch.context() as unanswered:
+            unanswered.setattr(inbox._relay, "claim", away)
+            unanswered.setattr(inbox._relay, "report", away)
+            with pytest.raises(TransportError):
+                await answering
+        await here.until_pending()
+        assert [each.key for each in inbox.pending] == [request.key]
+        assert await inbox.approve(inbox.pending[0], Hands())
+        assert here.front.streams == 1
+
+
+async def test_a_request_that_had_ended_when_it_was_answered_is_put_to_nobody_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ended(*_: object) -> None:
+        raise NotApproved(Outcome.EXPIRED, "the relay has no such request any more")
+
+    async with world(tmp_path) as here, listening(here.companion):
+        await here.front.until(streams=1)
+        await here.ask()
+        inbox = here.companion.inbox
+        monkeypatch.setattr(inbox._relay, "claim", ended)
+        with pytest.raises(NotApproved):
+            await inbox.approve(inbox.pending[0], Hands())
+        await inbox._keep_up(arrivals=True)  # what was listed last has it still
+        assert inbox.pending == ()
 
 
 # A relay that lies
