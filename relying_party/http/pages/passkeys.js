@@ -108,24 +108,42 @@ async function stepUp(what, operation) {
 }
 
 // Passkeys offered in the user name's field, for as long as nobody has asked for anything else. A challenge
-// lasts for some minutes, so the offer is made again before it ends.
+// lasts for some minutes, so the offer is made again before it ends; and soon after it has failed, since Safari ends it when
+// somebody chooses a passkey and is not recognised, and a server may not have answered.
 
-async function offer() {
+const FIRST_PAUSE = 1_000; // milliseconds until an offer that failed is made again; doubled each time
+const LAST_PAUSE = 300_000;
+
+async function offer(pause = FIRST_PAUSE) {
   if (why !== null || userName === null) return;
-  if (!(await PublicKeyCredential.isConditionalMediationAvailable?.())) return;
+  if (!(await isOffered()) || busy) return; // whoever is busy makes an offer afterwards
   const signal = next();
-  const begun = await call("POST", "/webauthn/authentication/options", { mediation: "conditional" });
-  const publicKey = requestOptions(begun.publicKey);
-  const again = setTimeout(() => signal.aborted || offer().catch(ignore), begun.publicKey.timeout * 0.9);
-  signal.addEventListener("abort", () => clearTimeout(again));
-  if (signal.aborted) return;
-  const credential = await navigator.credentials.get({ publicKey, signal, mediation: "conditional" });
-  await finish("authentication", begun, authenticationResponse(credential));
-  anew("You are signed in.");
+  let chosen = false;
+  try {
+    const begun = await call("POST", "/webauthn/authentication/options", { mediation: "conditional" });
+    const publicKey = requestOptions(begun.publicKey);
+    const again = setTimeout(() => signal.aborted || offer(), begun.publicKey.timeout * 0.9);
+    signal.addEventListener("abort", () => clearTimeout(again));
+    if (signal.aborted) return;
+    const credential = await navigator.credentials.get({ publicKey, signal, mediation: "conditional" });
+    chosen = true;
+    await finish("authentication", begun, authenticationResponse(credential));
+    anew("You are signed in.");
+  } catch (error) {
+    if (signal.aborted) return; // it has given way
+    if (chosen || (error instanceof Refused && pause === FIRST_PAUSE)) say(explained(error), { bad: true });
+    // the rest nobody asked for, so nobody is told
+    const left = chosen ? FIRST_PAUSE : pause;
+    setTimeout(() => signal.aborted || offer(Math.min(2 * left, LAST_PAUSE)), left);
+  }
 }
 
-function ignore(error) {
-  if (error instanceof Refused) say(explained(error), { bad: true }); // the rest nobody asked for, so nobody is told
+async function isOffered() {
+  try {
+    return await PublicKeyCredential.isConditionalMediationAvailable?.();
+  } catch {
+    return false;
+  }
 }
 
 // What was done, or what to do. After a change the page is loaded anew: it says so then, and the focus goes back
@@ -323,7 +341,7 @@ async function act(element) {
     say(text, { bad: true });
   }
   work(false);
-  offer().catch(ignore);
+  offer();
 }
 
 // A button that is disabled would lose the focus, so it only says that it is.
@@ -354,4 +372,4 @@ for (const time of document.querySelectorAll("time")) {
 for (const button of buttons) button.disabled = false; // without this script they do nothing
 if (why !== null) sayWhyNot();
 goOn();
-offer().catch(ignore);
+offer();

@@ -125,6 +125,54 @@ async def test_the_offer_is_made_again_before_its_challenge_ends(visiting: Visit
     await expect(visitor.page.locator(".status")).to_be_empty()
 
 
+async def test_an_offer_that_the_server_did_not_answer_is_made_again(visiting: Visit) -> None:
+    visitor = await visiting()
+    await visitor.presence(touches=False)
+    await visitor.autofills()
+    await visitor.page.clock.install()
+    await visitor.page.route("**/webauthn/authentication/options", lambda route: route.abort())
+    async with visitor.page.expect_event("requestfailed"):
+        await visitor.page.reload()
+    async with visitor.page.expect_event("requestfailed"):
+        await visitor.page.clock.fast_forward("00:02")
+    await visitor.page.unroute("**/webauthn/authentication/options")
+    await visitor.page.clock.fast_forward("00:03")
+    await asked_for(visitor, "conditional")
+    await expect(visitor.page.locator(".status")).to_be_empty()
+
+
+async def test_who_chose_a_passkey_in_the_field_that_is_refused_is_told_and_may_choose_again(
+    visiting: Visit,
+) -> None:
+    visitor = await visiting()
+    name = await registered(visitor)
+    await sign_out(visitor)
+    await visitor.faults(isBogusSignature=True)
+    await visitor.autofills()
+    await visitor.page.clock.install()
+    await visitor.page.reload()
+    await says(visitor, REFUSED)
+    await asked_for(visitor, "conditional")
+    await visitor.faults(isBogusSignature=False)
+    await visitor.page.clock.fast_forward("00:02")
+    await signed_in(visitor, name)
+
+
+async def test_an_offer_that_failed_waits_for_whoever_asks_for_something_else(visiting: Visit) -> None:
+    visitor = await visiting()
+    await visitor.presence(touches=False)
+    await visitor.autofills()
+    await visitor.page.clock.install()
+    await visitor.page.route("**/webauthn/authentication/options", lambda route: route.abort(), times=1)
+    async with visitor.page.expect_event("requestfailed"):
+        await visitor.page.reload()
+    await visitor.page.get_by_role("button", name="Sign in with a passkey").click()
+    await asked_for(visitor, "modal")
+    await visitor.page.clock.fast_forward("00:10")
+    await asked_for(visitor, "modal")
+    assert visitor.answers.count((200, "/webauthn/authentication/options")) == 1
+
+
 async def asked_for(visitor: Visitor, mediations: str) -> None:
     """Until the page has asked the browser for passkeys so often and in these ways."""
     await expect(visitor.page.locator("html")).to_have_attribute("data-asked", mediations)
