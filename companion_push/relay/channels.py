@@ -16,6 +16,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from msgspec.structs import replace
+from yarl import URL
 
 from companion_push.errors import StoreBusy, StoreUnavailable
 from companion_push.push.channel import (
@@ -120,8 +121,8 @@ def register(
     if known:
         return False
     db.execute(
-        "DELETE FROM channels WHERE identity = ? OR (companion = ? AND handle = ?)",
-        (identity, companion, handle),
+        "DELETE FROM channels WHERE identity IN (?, ?) OR (companion = ? AND handle = ?)",
+        (identity, _identity_before(address), companion, handle),
     )
     (others,) = db.execute("SELECT count(*) FROM channels WHERE companion = ?", (companion,)).fetchone()
     if others >= MAX_CHANNELS:
@@ -180,8 +181,16 @@ def identity_of(address: Address) -> bytes:
         case Apns():
             canonical = f"apns {address.token.lower()}"
         case _:
-            canonical = f"web-push {_canonical_url(address.endpoint)}"
+            # as a push is sent there: each character has one encoding
+            canonical = f"web-push {_canonical_url(str(URL(address.endpoint)))}"
     return hashlib.sha256(canonical.encode()).digest()
+
+
+def _identity_before(address: Address) -> bytes:
+    """The hash with which a relay of before 0.2 has stored the same address: a few endpoints have another one now."""
+    if not isinstance(address, WebPush):
+        return identity_of(address)
+    return hashlib.sha256(f"web-push {_canonical_url(address.endpoint)}".encode()).digest()
 
 
 def _encoded(address: Address) -> bytes:

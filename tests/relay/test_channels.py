@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -196,8 +197,12 @@ async def test_a_kind_or_address_that_the_relay_pushes_nothing_to_is_refused(tmp
         (FCM, FCM | {"app": "other.example"}),
         (APNS, APNS | {"token": "0a" * 32, "sandbox": True}),
         (WEB_PUSH, WEB_PUSH | {"endpoint": "https://PUSH.example.:443/%61bc", "auth": base64url(b"a" * 16)}),
+        (
+            WEB_PUSH | {"endpoint": "https://push.example/fcm/send/a:b?x=%2f"},
+            WEB_PUSH | {"endpoint": "https://push.example/fcm/send/a%3Ab?x=/"},
+        ),
     ],
-    ids=["fcm", "apns", "web push"],
+    ids=["fcm", "apns", "web push", "web push, encoded"],
 )
 async def test_a_token_has_one_owner_in_whatever_form_it_comes(
     tmp_path: Path, first: dict[str, Any], again: dict[str, Any]
@@ -228,6 +233,19 @@ def test_different_endpoints_are_not_taken_for_the_same(other: str) -> None:
 
     assert identity(other) != identity("https://push.example/abc")
     assert identity("https://push.example/abc?") == identity("https://push.example/abc")
+
+
+async def test_an_endpoint_that_a_relay_of_before_has_stored_has_one_owner_too(tmp_path: Path) -> None:
+    encoded = WEB_PUSH | {"endpoint": "https://push.example/?token=a%2Fb"}
+    async with a_relay(tmp_path) as relay:
+        anna, bert = (await relay.household()).companions
+        await anna.put(f"/v1/channels/{handle()}", encoded)
+        stored = sha256(b"web-push https://push.example:443/?token=a%2Fb").digest()
+        await relay._relay._open_store.transact(
+            lambda db: db.execute("UPDATE channels SET identity = ?", (stored,))
+        )
+        assert (await bert.put(f"/v1/channels/{handle(1)}", encoded)).status == 201
+        assert (await anna.get("/v1/channels")).body["channels"] == []
 
 
 def test_a_token_of_one_kind_is_not_a_token_of_another() -> None:
