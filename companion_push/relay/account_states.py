@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec.structs import replace
 
-from companion_push.errors import StoreBusy
+from companion_push.errors import StoreBusy, StoreUnavailable
 from companion_push.relay.account_state import EMPTY, AccountState, decoded, encoded
 from companion_push.relay.mailbox import Key, Request
 from companion_push.relay.transaction import Transaction, ask
@@ -277,6 +277,8 @@ class Tries:
         default_factory=dict
     )  # the version, and the state of before
     seen: dict[str, int] = field(default_factory=dict)  # the authority of a state that was ahead
+    # the version that a state was written over where the store has not said whether it is written
+    unsure: dict[str, int] = field(default_factory=dict)
 
     def is_behind(self, account: str, held: int, authority: int) -> bool:
         """Whether a state of authority `held` is older than the transaction, which sees `authority`.
@@ -482,20 +484,24 @@ class States:
             state = replace(state, authority=held.authority)
         version = ABSENT if state.is_empty else 1 + secrets.randbits(_VERSION_BITS - 1)
         changes_at = state.changes_at()
-        newest = self._store.cas(
-            Write(
-                account=account,
-                expected=held.version,
-                version=version,
-                data=None if version == ABSENT else encoded(state),
-                changes_at=changes_at,
-                # a value that could not be read is taken for an empty state
-                changes_as_before=not held.stored.is_empty and held.stored.changes_at() == changes_at,
-                lasts=max(0.0, state.ends_at() - self._now),
-                sealed=self._sealed.get(account, {}),
-                erased=self._erased.get(account, set()) | _over(held.stored, state),
-            )
+        write = Write(
+            account=account,
+            expected=held.version,
+            version=version,
+            data=None if version == ABSENT else encoded(state),
+            changes_at=changes_at,
+            # a value that could not be read is taken for an empty state
+            changes_as_before=not held.stored.is_empty and held.stored.changes_at() == changes_at,
+            lasts=max(0.0, state.ends_at() - self._now),
+            sealed=self._sealed.get(account, {}),
+            erased=self._erased.get(account, set()) | _over(held.stored, state),
         )
+        try:
+            newest = self._store.cas(write)
+        except StoreUnavailable:
+            if self._beside is not None:
+                self._beside.tries.unsure.setdefault(account, held.version)
+            raise
         if newest is not None:
             raise self._changed(account)
         held.is_read = True

@@ -103,6 +103,7 @@ from companion_push.relay.readiness import Readiness
 from companion_push.relay.stores import Store, open_store
 from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
 from companion_push.relay.transaction import Transaction
+from companion_push.relay.unsure_writes import UnsureWrites
 from companion_push.relay.webhook_sender import WebhookSender
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
@@ -331,6 +332,7 @@ class RelayEndpoints:
         self._state_cache = StateCache()
         self._nodes: Nodes | None = None  # of the store, when it is open
         self._missed = asyncio.Event()  # something that other processes have told may be lost
+        self._unsure = UnsureWrites(look=self._versions, tell=self._wake_everywhere)
         self._used_proofs: UsedProofs = ProofsInMemory()
         self._known_keys = KnownKeys()
         self._ring_bytes = Budget(name="ring-bytes", per_minute=RING_BYTES, unit=Unit.BYTES)
@@ -915,10 +917,11 @@ class RelayEndpoints:
         began, own_states = _ticks(), self._own_states
         span = None if self.traces is None else self.traces.begin("store transaction")
         tries = Tries() if tries is None else tries
-        made: list[Answer] = []  # by the last try, before it is known whether that is stored
+        made: list[Answer] = []  # by tries, before it is known whether that is stored
 
         def work(db: Transaction) -> Answer:
-            made.clear()
+            if not self._states_beside:  # else what an earlier try has written stays
+                made.clear()
             asked = (
                 accounts.ask_membership(db, caller) if caller else None
             )  # before the time, in its round trip
@@ -970,7 +973,7 @@ class RelayEndpoints:
             done.set_exception(error)
             return done
         if answer is None:
-            rest = self._wait_for_turn(store, work, committed, made)
+            rest = self._wait_for_turn(store, work, committed, made, tries)
             return self._kept(asyncio.ensure_future(self._rest(rest, began, span)))
         if answer.durable and not store.is_on_disk:
             # before others are woken, and without a task of its own: it is what a submit and a claim wait for
@@ -995,8 +998,9 @@ class RelayEndpoints:
         work: Callable[[Transaction], Answer],
         committed: Callable[[Answer], None],
         made: Sequence[Answer],
+        tries: Tries,
     ) -> Answer:
-        """Run `work` where it may have to wait, and may be run again. made: has its last answer, if it came to one."""
+        """Run `work` where it may have to wait, and may be run again. made: has its answers that may be stored."""
         for _ in range(_SETTLINGS):
             try:
                 answer = await store.transact(
@@ -1008,7 +1012,7 @@ class RelayEndpoints:
             except StoreUnavailable as error:
                 is_undone = isinstance(error, StoreBusy) and not self._states_beside
                 if made and store.is_remote and not is_undone:
-                    self._may_be_stored(made[0])
+                    self._may_be_stored(made, tries)
                 raise
         else:
             raise StoreBusy("who may do what in the account changes again and again")
@@ -1079,13 +1083,41 @@ class RelayEndpoints:
         if self._nodes is not None and (wake := _wake_up(answer)):
             self._nodes.wake_ups.committed(wake)
 
-    def _may_be_stored(self, answer: Answer) -> None:
+    def _may_be_stored(self, answers: Collection[Answer], tries: Tries) -> None:
         """Wake whoever waits for a change of which the store has not said whether it is there: its caller asks again, which
         changes nothing then, and would wake nobody.
+
+        answers: of tries. The database tells the other processes when it commits; of a state beside it that was written this process does.
         """
-        if self._nodes is not None:
-            self._nodes.wake_ups.hear_ours()
-        self._wake(answer)
+        for answer in answers:
+            self._wake(answer)
+        if self._nodes is None:
+            return
+        self._nodes.wake_ups.hear_ours()
+        whose: dict[str, int | None] = {**tries.unsure, **dict.fromkeys(tries.written)}
+        for wake in filter(None, map(_wake_up, answers)):
+            self._unsure.note(whose, wake)
+
+    async def _versions(self, whose: Collection[str]) -> dict[str, int]:
+        """The versions of accounts' states beside the database, of those that can be had."""
+        states = self._own_states
+        assert states is not None  # noqa: S101  for mypy
+
+        def looked() -> dict[str, int]:
+            found = {}
+            for account in whose:
+                with contextlib.suppress(StoreUnavailable):
+                    found[account] = states.load(account).version
+            return found
+
+        return await to_its_end(asyncio.to_thread(looked))
+
+    async def _wake_everywhere(self, wake: WakeUp) -> None:
+        """Wake whoever waits here, and at the other processes, by a transaction of its own."""
+        nodes = self._nodes
+        assert nodes is not None  # noqa: S101  for mypy
+        self._woken(wake)
+        await self._open_store.transact(lambda db: nodes.wake_ups.in_transaction(db, wake))
 
     def _woken(self, wake: WakeUp) -> None:
         """Wake whoever waits here for what another process has changed."""
@@ -1123,6 +1155,8 @@ class RelayEndpoints:
             tasks = [asyncio.create_task(self._sweep())]
             if self._nodes is not None:
                 tasks += [asyncio.create_task(self._keep_pushes()), asyncio.create_task(self._read_again())]
+                if self._states_beside:
+                    tasks.append(asyncio.create_task(self._unsure.run()))
             else:
                 tasks.append(asyncio.create_task(self._look_beside()))
             self._notifier.start()
