@@ -29,7 +29,7 @@ def first_address_swallows(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterat
         loop = asyncio.get_running_loop()
         connect, tried = loop.sock_connect, []
 
-        async def resolve(_host: str, asked: int, **_: Any) -> list[Any]:
+        def resolve(_host: str, asked: int, *_: Any, **__: Any) -> list[Any]:
             places = ((SWALLOWING, asked), ("127.0.0.1", asked))
             return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", place) for place in places]
 
@@ -37,6 +37,6 @@ def first_address_swallows(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterat
             tried.append(place[0])
             await connect(sock, place)
 
-        monkeypatch.setattr(loop, "getaddrinfo", resolve)
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
         monkeypatch.setattr(loop, "sock_connect", connecting)
         yield tried
