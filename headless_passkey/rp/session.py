@@ -55,6 +55,7 @@ from headless_passkey.trust.signing import SigningKey, thumbprint
 AHEAD: Final = (
     60.0  # seconds before its end that a token is refreshed, or a tenth of its life where that is less
 )
+FRESH: Final = 120.0  # seconds in which a token is new, or half of its life where that is less
 PATIENCE: Final = 20.0  # seconds in which transient failures of a refresh are retried
 FETCH_TIMEOUT: Final = 30.0  # seconds for one request of the caller's
 MAX_BODY: Final = 8 << 20  # bytes, of a request and of an answer
@@ -190,7 +191,8 @@ class Session:
 
         audience: more origins that may get the token, for this request. timeout: seconds for the request; a refresh
         before it has its own. limit: bytes of the answer's body. A request whose token is refused is sent once more, with
-        the token of another process or of a refresh; nothing else is repeated, and no redirect is followed.
+        the token of another process or of a refresh, unless the token came in the last two minutes and a service refuses it that
+        is not the relying party; nothing else is repeated, and no redirect is followed.
         """
         target = _target(url)
         allowed = {*self.audience, *map(service_origin, audience)}
@@ -211,8 +213,8 @@ class Session:
         )
         kept = self._kept
         answer = await self._send(request, kept)
-        if _refuses_token(answer):
-            await self._replace(kept.opened.token)
+        is_issuer = origin == BaseUrl.parse(kept.relying_party).origin
+        if _refuses_token(answer) and await self._replace(kept.opened.token, unless_fresh=not is_issuer):
             answer = await self._send(request, self._kept)
         self._raise_for_clock(answer, target)
         return answer
@@ -233,9 +235,13 @@ class Session:
                 raise no_session(rp)
             self._kept = kept
             try:
-                if self._is_due(kept, ahead=0):
+                is_due = self._is_due(kept, ahead=0)
+                if is_due:
                     await self._refresh_held(kept)
-                await self._end_held()
+                if not await self._end_held() and not is_due:
+                    # the token may have ended, and not the session: by a refresh whose answer was lost, or by a clock that is ahead of ours
+                    await self._refresh_held(kept)
+                    await self._end_held()
             except NotSignedIn as error:
                 if error.reason is not SessionReason.SESSION_OVER and not anyway:
                     raise
@@ -246,8 +252,8 @@ class Session:
                 logger.warning("the relying party was not told: %s", error.explain())
             self._store.remove(rp)
 
-    async def _end_held(self) -> None:
-        """End the session at the relying party. The caller holds its lock."""
+    async def _end_held(self) -> bool:
+        """End the session at the relying party; False when that takes the token for none of a session. The caller holds its lock."""
         kept = self._kept
         relying_party = ProvenHttp(self._http, kept.relying_party, await self._key(kept), clock=self._clock)
         try:
@@ -257,6 +263,8 @@ class Session:
         except ProblemAnswer as problem:
             if problem.slug != "not-signed-in":
                 raise
+            return False
+        return True
 
     async def _refresh_ahead(self) -> None:
         """Refresh a token close to its expiry. When the refresh or its storage fails, a token that is still valid is used on."""
@@ -270,11 +278,24 @@ class Session:
             logger.info("the token was not refreshed ahead of its end: %s", error.explain())
 
     def _is_due(self, kept: KeptSession, *, ahead: float = AHEAD) -> bool:
-        life = max(0, kept.opened.expires_at - kept.received_at)
-        return self._clock() >= kept.opened.expires_at - min(ahead, life / 10)
+        """Whether a token is to be refreshed for its date.
 
-    async def _replace(self, token: str) -> None:
-        """Replace a refused token: by one that is stored meanwhile, or by a refresh."""
+        One that had ended already when it came shows that this clock is wrong: its date says nothing, and a service will refuse it in time.
+        """
+        life = kept.opened.expires_at - kept.received_at
+        return life > 0 and self._clock() >= kept.opened.expires_at - min(ahead, life / 10)
+
+    def _is_fresh(self, kept: KeptSession) -> bool:
+        """Whether a token has just come, so that a service that refuses it would refuse the next one too."""
+        life = kept.opened.expires_at - kept.received_at
+        return 0 <= self._clock() - kept.received_at < min(FRESH, life / 2)
+
+    async def _replace(self, token: str, *, unless_fresh: bool = False) -> bool:
+        """Replace a refused token: by one that is stored meanwhile, or by a refresh; returns whether it was replaced.
+
+        unless_fresh: a token that has just come is not replaced. A relying party grants a session few refreshes, which one service that
+        refuses all tokens would take from the others.
+        """
         rp = self._kept.relying_party
         async with self._store.locked(rp):
             kept = self._store.read(rp)
@@ -284,10 +305,13 @@ class Session:
                 raise NotSignedIn(
                     f"the session at {rp} is another user's now", reason=SessionReason.SESSION_OVER
                 )
-            if kept.opened.token == token:
-                await self._refresh_held(kept)
-            else:
+            if kept.opened.token != token:
                 self._kept = kept
+                return True
+            if unless_fresh and self._is_fresh(kept):
+                return False
+            await self._refresh_held(kept)
+            return True
 
     async def _refresh_held(self, kept: KeptSession) -> None:
         """Refresh, and write the tokens to disk before their use. The caller holds the session's lock."""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -469,10 +469,47 @@ async def test_a_refresh_on_demand_renews_and_says_nothing_secret(party: Party) 
 async def test_a_token_that_a_service_refuses_is_renewed_once(party: Party, challenge: str) -> None:
     async with a_service(saying(401, b"no", **{"WWW-Authenticate": challenge})) as service:
         await party.sign_in(told=(service.url,))
+        party.clock.now += session.FRESH
         answer = await party.session().fetch(service.url)
         assert (answer.status, answer.body) == (401, b"no")
         assert len({request.headers["Authorization"] for request in service.seen}) == 2
     assert party.seen == ["POST /session/refresh"]
+
+
+async def test_a_service_that_refuses_every_token_takes_no_refresh_from_the_others(party: Party) -> None:
+    async with a_service(saying(401, b"no", **{"WWW-Authenticate": 'DPoP error="invalid_token"'})) as service:
+        await party.sign_in(told=(service.url,))
+        for _ in range(240):  # an hour, with a request every 15 seconds
+            party.clock.now += 15
+            assert (await party.session().fetch(service.url)).status == 401
+    assert len(party.seen) == 3600 / session.FRESH
+    await party.session().refresh()
+
+
+async def test_a_new_token_that_the_relying_party_itself_refuses_is_replaced(party: Party) -> None:
+    kept = await party.sign_in()
+    await party.session().refresh()
+    party.store.write(replace(kept, opened=replace(party.kept.opened, token="A" * 43)))
+    assert (await party.session().fetch(f"{party.url}/session")).status == 200
+
+
+async def test_a_clock_that_is_far_ahead_costs_one_refresh(party: Party) -> None:
+    await party.sign_in()
+
+    def turned() -> float:
+        return party.clock.now + 86_400
+
+    for _ in range(100):
+        with pytest.raises(TrustError) as refused:
+            await Session.load(party.state, party.url, http=party.http, clock=turned).fetch(f"{party.url}/me")
+        assert refused.value.reason is TrustReason.CLOCK_SKEW
+    assert party.kept.opened.expires_at < party.kept.received_at
+    # twice: the proof is made again with the relying party's clock
+    assert party.seen.count("POST /session/refresh") == 2
+    # right again, the token is used until it is refused
+    party.clock.now += 12 * 3600
+    assert (await party.session().fetch(f"{party.url}/session")).status == 200
+    assert party.seen[-3:] == ["GET /session", "POST /session/refresh", "GET /session"]
 
 
 @pytest.mark.parametrize(
@@ -662,6 +699,43 @@ async def test_signing_out_with_a_token_that_has_ended_ends_the_session_too(part
     await party.session().sign_out()
     assert party.seen == ["POST /session/refresh", "DELETE /session"]
     assert party.store.read(party.url) is None
+
+
+async def test_signing_out_after_a_refresh_whose_answer_was_lost_ends_the_session(
+    party: Party, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "PATIENCE", 0)
+
+    async def lose(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+        if request.path == "/session/refresh" and request.transport is not None:
+            request.transport.close()
+        return response
+
+    kept = await party.sign_in()
+    party.after = lose
+    with pytest.raises(TransportError):
+        await party.session().refresh()
+    party.after = None
+    party.seen.clear()
+    await party.session().sign_out()
+    assert party.seen == ["DELETE /session", "POST /session/refresh", "DELETE /session"]
+    assert party.store.read(party.url) is None
+    party.store.write(kept)
+    with pytest.raises(NotSignedIn):
+        await party.session().refresh()
+
+
+async def test_signing_out_with_an_ended_token_by_a_clock_that_is_behind_ends_the_session(
+    party: Party,
+) -> None:
+    kept = await party.sign_in()
+    party.clock.now = kept.opened.expires_at + 60
+    behind = party.clock.now - 7200
+    await Session.load(party.state, party.url, http=party.http, clock=lambda: behind).sign_out()
+    assert party.store.read(party.url) is None
+    party.store.write(kept)
+    with pytest.raises(NotSignedIn):
+        await party.session().refresh()
 
 
 async def test_signing_out_of_what_is_over_is_fine(party: Party) -> None:
