@@ -60,6 +60,7 @@ FINISH: Final = 120  # seconds that a claimed request may last after its expiry
 _MIN_PAUSE: Final = 0.5  # seconds between polls without news, and before the first reconnection
 _MAX_PAUSE: Final = 30.0
 _KEEP: Final = 15.0  # seconds between the calls that keep our claims: an open stream keeps none
+_LATE: Final = 25.0  # seconds after which such a call waits no longer for a comment, which comes every 20
 _HELD: Final = 1.0  # seconds after which an answer counts as held by the relay
 _REPORT_TIMEOUT: Final = 10.0  # seconds for a report that the relay can do without
 _WORD_PAUSE: Final = 60.0  # seconds between two words
@@ -253,8 +254,14 @@ class Inbox:
         try:
             async with streaming(self._relay, self._cursor) as stream:
                 while True:
-                    page = await stream.read()
-                    now = heard = time.monotonic()
+                    page = None
+                    try:
+                        async with asyncio.timeout(_LATE):
+                            page = await stream.read()
+                        heard = time.monotonic()
+                    except TimeoutError:
+                        pass  # the connection may be dead, which takes longer to notice than a claim lasts
+                    now = time.monotonic()
                     if self._claims and now - called > (_MIN_PAUSE if page is None else _KEEP):
                         called = now
                         # a call; what it lists comes by the stream

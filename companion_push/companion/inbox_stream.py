@@ -64,15 +64,18 @@ class InboxStream:
         self._parser = EventParser(longest=MAX_EVENT)
         self._has_spoken = False
         self._next_at = 0.0  # by a clock that never goes back
+        self._heard_at = time.monotonic()
 
     async def read(self) -> Page | None:
         """The newest inbox, as soon as one comes; None when there is nothing but a sign of life.
 
-        Raises `StreamOver`, and `NoStream` for what is no such stream.
+        Raises `StreamOver`, and `NoStream` for what is no such stream. One that is cancelled may be called again: nothing is lost, and
+        the silence goes on.
         """
         await asyncio.sleep(max(0.0, self._next_at - time.monotonic()))
         chunk = await self._next_chunk()
-        self._next_at = time.monotonic() + max(_QUIET, len(chunk) / _RATE)
+        self._heard_at = time.monotonic()
+        self._next_at = self._heard_at + max(_QUIET, len(chunk) / _RATE)
         self._has_spoken = True
         newest = None
         try:
@@ -85,7 +88,7 @@ class InboxStream:
     async def _next_chunk(self) -> bytes:
         seconds = SILENCE if self._has_spoken else FIRST_SIGN
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(max(0.0, self._heard_at + seconds - time.monotonic())):
                 chunk = await self._response.content.readany()
         except TimeoutError as error:
             if not self._has_spoken:

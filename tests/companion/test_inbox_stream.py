@@ -26,7 +26,7 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from tests.companion.family import Companion, Frame, Hands, awake
-from tests.companion.test_inbox import rogue_relay
+from tests.companion.test_inbox import Waiting, rogue_relay
 from tests.relay.front import Does, Front
 from tests.relay.household import Household, Relay, running_relay
 
@@ -230,6 +230,42 @@ async def test_a_companion_that_holds_a_claim_keeps_it_by_calls(
         assert here.front.streams == 1
         done.set()
         assert await approving
+
+
+async def test_a_claim_is_kept_by_calls_also_when_the_stream_has_fallen_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "_LATE", 0.05)
+    monkeypatch.setattr(inbox, "_MIN_PAUSE", 0.01)
+
+    @contextlib.asynccontextmanager
+    async def silent(_relay: object, _cursor: str | None) -> AsyncIterator[SimpleNamespace]:
+        yield SimpleNamespace(read=asyncio.Event().wait)
+
+    monkeypatch.setattr(inbox, "streaming", silent)
+    async with world(tmp_path) as here:
+        name = await here.frame.ask(here.companion.caller)
+        async with listening(here.companion):
+            await here.until_pending()
+            hands = Waiting()
+            (request,) = here.companion.inbox.pending
+            approving = asyncio.create_task(here.companion.inbox.approve(request, hands))
+            await hands.waits.wait()
+            for _ in range(3):  # a lease is 60 s
+                here.relay.clock.ahead += 40
+                await here.front.until(polls=here.front.polls + 2)
+                assert await here.frame.state_of(name) == "opened"
+            hands.opened[0].over.set()
+            assert await approving
+
+
+async def test_a_silent_stream_is_dead_however_often_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "_LATE", 0.01)
+    monkeypatch.setattr(inbox_stream, "SILENCE", 0.2)
+    async with world(tmp_path) as here, listening(here.companion):
+        await here.front.until(streams=2)
 
 
 async def test_what_is_due_is_done_although_nothing_changes(
