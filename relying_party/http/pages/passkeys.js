@@ -108,8 +108,8 @@ async function stepUp(what, operation) {
 }
 
 // Passkeys offered in the user name's field, for as long as nobody has asked for anything else. A challenge
-// lasts for some minutes, so the offer is made again before it ends; and soon after it has failed, since Safari ends it when
-// somebody chooses a passkey and is not recognised, and a server may not have answered.
+// lasts for some minutes, so the offer is made again before it ends; and soon after it has failed: the server may not have
+// answered, the passkey that somebody chose may be refused, and a browser may end an offer by itself.
 
 const FIRST_PAUSE = 1_000; // milliseconds until an offer that failed is made again; doubled each time
 const LAST_PAUSE = 300_000;

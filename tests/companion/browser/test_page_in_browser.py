@@ -348,3 +348,12 @@ async def test_a_keyboard_is_enough(page: Page, visiting: Visit) -> None:
         await visitor.page.keyboard.press("Enter")
         assert await answered == ([asked], Answer.YES)
     await expect(visitor.page.get_by_role("status")).to_be_focused()
+
+
+async def test_a_browser_without_time_limits_for_its_calls_shows_the_page_too(
+    visiting: Visit, page: Page
+) -> None:
+    visitor = await visiting(scripts=["delete AbortSignal.timeout;"])
+    async with asking(page, request()) as answered:
+        await press(visitor, "Decline")
+        assert (await answered)[1] is Answer.NO

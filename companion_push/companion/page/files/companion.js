@@ -34,7 +34,7 @@ async function call(method, path, body) {
     headers,
     body: body === undefined ? undefined : JSON.stringify(body),
     redirect: "error",
-    signal: AbortSignal.timeout(PATIENCE),
+    signal: AbortSignal.timeout?.(PATIENCE), // older browsers have none
   });
   const text = await answer.text();
   const value = text === "" ? null : JSON.parse(text);
