@@ -224,16 +224,13 @@ class Session:
         await self._replace(self._kept.opened.token)
 
     async def sign_out(self, *, anyway: bool = False) -> None:
-        """End the session at the relying party, and remove it here.
+        """End the session at the relying party, and remove it here. `NotSignedIn` where another user has signed in since.
 
         anyway: remove it also when the relying party is unreachable, where the session then lasts until its expiry.
         """
         rp = self._kept.relying_party
         async with self._store.locked(rp):
-            kept = self._store.read(rp)
-            if kept is None:
-                raise no_session(rp)
-            self._kept = kept
+            kept = self._kept = self._read_held()
             try:
                 is_due = self._is_due(kept, ahead=0)
                 if is_due:
@@ -298,13 +295,7 @@ class Session:
         """
         rp = self._kept.relying_party
         async with self._store.locked(rp):
-            kept = self._store.read(rp)
-            if kept is None:
-                raise no_session(rp)
-            if kept.opened.user_handle != self._kept.opened.user_handle:
-                raise NotSignedIn(
-                    f"the session at {rp} is another user's now", reason=SessionReason.SESSION_OVER
-                )
+            kept = self._read_held()
             if kept.opened.token != token:
                 self._kept = kept
                 return True
@@ -312,6 +303,16 @@ class Session:
                 return False
             await self._refresh_held(kept)
             return True
+
+    def _read_held(self) -> KeptSession:
+        """Read the session as it is stored now; `NotSignedIn` where it is gone, or another user's. The caller holds its lock."""
+        rp = self._kept.relying_party
+        kept = self._store.read(rp)
+        if kept is None:
+            raise no_session(rp)
+        if kept.opened.user_handle != self._kept.opened.user_handle:
+            raise NotSignedIn(f"the session at {rp} is another user's now", reason=SessionReason.SESSION_OVER)
+        return kept
 
     async def _refresh_held(self, kept: KeptSession) -> None:
         """Refresh, and write the tokens to disk before their use. The caller holds the session's lock."""

@@ -833,6 +833,18 @@ async def test_a_session_in_use_does_not_become_another_users(party: Party) -> N
     assert party.kept.opened == other.opened
 
 
+async def test_signing_out_does_not_end_the_session_of_who_has_signed_in_since(party: Party) -> None:
+    await party.sign_in()
+    in_use = party.session()
+    party.passkey = None
+    other = await party.sign_in(name="grace")
+    for anyway in False, True:
+        with pytest.raises(NotSignedIn, match="another user's"):
+            await in_use.sign_out(anyway=anyway)
+    assert party.kept.opened == other.opened
+    assert await party.status_of(other) == "ok"
+
+
 @pytest.mark.parametrize(
     "answer",
     [{}, {"token": 5}, {"token": "a b"}, {"user": None}, {"expires_at": "soon"}],
