@@ -66,7 +66,7 @@ from headless_passkey.hybrid.tunnel_url import ROUTING_ID_SIZE, connect_url, new
 from headless_passkey.mends import clock_skew
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
-from headless_passkey.process.tasks import end_quietly
+from headless_passkey.process.tasks import end_quietly, to_its_end
 from headless_passkey.process.terminal import Terminal
 from headless_passkey.radio.direct import DirectChannel
 from headless_passkey.text.domains import MAX_DOMAIN
@@ -343,9 +343,9 @@ class SoftwarePhone:
             link = await self._link(command, binding, conversation)
             try:
                 await conversation.update(None if link is None else link.offered)
-            except TransportError:
+            except BaseException:
                 if link is not None:  # which the device has not got
-                    await self.links.remove(link.name)
+                    await to_its_end(self.links.remove(link.name))
                 raise
         await conversation.reply(Status.SUCCESS, payload)
         self.on_stage("answered")
@@ -395,6 +395,10 @@ class SoftwarePhone:
             if link is not None:
                 await self.links.remove(link.name)
             return None
+        except asyncio.CancelledError:
+            if link is not None:
+                await to_its_end(self.links.remove(link.name))
+            raise
         self.on_stage("linked")
         return link
 

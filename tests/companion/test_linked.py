@@ -308,6 +308,32 @@ async def test_a_device_that_leaves_before_it_has_its_link_leaves_none(
     assert bench.links.load() == ()
 
 
+@pytest.mark.parametrize("where", ["phone._Conversation.update", "waking_client.WakingClient.register"])
+async def test_a_phone_that_is_ended_before_the_device_has_its_link_keeps_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    reached = asyncio.Event()
+
+    async def stuck(_self: object, _what: object) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(f"companion_push.companion.{where}", stuck)
+    monkeypatch.setattr("companion_push.companion.phone._LINKING", TIMEOUT)
+    transaction = QrTransaction.create(hint=MC, time=int(time.time()), linking=True)
+    device = Device(bench.air, bench.base, bench.tls, transaction)
+    answering = asyncio.ensure_future(bench.phone.answer(device.url, timeout=TIMEOUT))
+    async with device.joined() as (tunnel, channel):
+        await tunnel.send(channel.send(creation()))
+        async with asyncio.timeout(TIMEOUT):
+            await reached.wait()
+        assert len(bench.links.load()) == 1
+        answering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answering
+    assert bench.links.load() == ()
+
+
 @pytest.mark.parametrize("trouble", ["wakes no phones", "is not there"])
 async def test_a_tunnel_service_that_takes_no_registration_costs_the_link_and_not_the_sign_in(
     loopback_certificate: Certificate, tmp_path: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
