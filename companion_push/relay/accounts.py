@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import floor
 from typing import Final
 
 from companion_push.relay import channels
@@ -690,14 +691,12 @@ def store_ring(db: Transaction, ring: Ring, now: float) -> None:
     db.execute("DELETE FROM members WHERE account = ?", (ring.account,))
     rows = [(member.name, ring.account, member.role) for member in ring.members]
     db.executemany("INSERT INTO members VALUES (?, ?, ?)", rows)
-    for table in ("words", "word_calls"):
+    for table, whose in (("words", "companion"), ("word_calls", "companion"), ("mutes", "device")):
         db.execute(
-            f"DELETE FROM {table} WHERE account = ? AND companion NOT IN (SELECT name FROM members)",  # noqa: S608
-            (ring.account,),
+            f"DELETE FROM {table} WHERE account = ?"  # noqa: S608
+            f" AND {whose} NOT IN (SELECT name FROM members WHERE account = ?)",
+            (ring.account, ring.account),
         )
-    db.execute(
-        "DELETE FROM mutes WHERE account = ? AND device NOT IN (SELECT name FROM members)", (ring.account,)
-    )
     change_authority(db, ring.account)
 
 
@@ -866,22 +865,23 @@ def sweep_accounts(db: Transaction, now: float) -> bool:
     """Delete what has expired: invitations, former members, codes, and accounts that were never founded; `EXPIRED_AT_ONCE`
     of each. Returns whether more may be left.
     """
+    # whole seconds, as the columns have them: PostgreSQL looks a fraction up in no index of them
     gone = [
         db.execute(
             "DELETE FROM invitations WHERE (account, id) IN"
             " (SELECT account, id FROM invitations WHERE expires_at <= ? LIMIT ?)",
-            (now - ANSWERABLE, EXPIRED_AT_ONCE),
+            (floor(now - ANSWERABLE), EXPIRED_AT_ONCE),
         ),
         db.execute(
             "DELETE FROM former WHERE name IN"
             " (SELECT name FROM former WHERE removed_at <= ? ORDER BY removed_at LIMIT ?)",
-            (now - _FORMER_KEPT, EXPIRED_AT_ONCE),
+            (floor(now - _FORMER_KEPT), EXPIRED_AT_ONCE),
         ),
     ]
     codes = db.execute(
         "DELETE FROM account_codes WHERE account IN"
         " (SELECT account FROM account_codes WHERE expires_at <= ? ORDER BY expires_at LIMIT ?) RETURNING account",
-        (now - _CODE_KEPT, EXPIRED_AT_ONCE),
+        (floor(now - _CODE_KEPT), EXPIRED_AT_ONCE),
     ).fetchall()
     db.executemany(
         "DELETE FROM accounts WHERE id = ? AND closed_at IS NULL"

@@ -828,4 +828,10 @@ MIGRATIONS: Final = (
     CREATE INDEX account_events_of ON account_events (account);
     CREATE INDEX account_events_due ON account_events (attempts, due);
     """,
+    """
+    -- an account that is deleted is looked for in each table that refers to it, and invitations that have expired are all the time
+    CREATE INDEX invitations_ending ON invitations (expires_at);
+    CREATE INDEX pushes_of ON pushes (account);
+    CREATE INDEX word_calls_of ON word_calls (account);
+    """,
 )
