@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from math import floor
 from secrets import token_bytes
 from typing import Any, Final, Protocol, TypeVar
 
@@ -437,7 +438,9 @@ class SqlStore:
         """Read, after the removals that are due by `now`: nobody sees one that is due and not done."""
 
         def read(connection: Transaction) -> tuple[_Value] | None:
-            due = connection.execute("SELECT 1 FROM removals WHERE due_at <= ? LIMIT 1", (now,)).fetchone()
+            due = connection.execute(
+                "SELECT 1 FROM removals WHERE due_at <= ? LIMIT 1", (floor(now),)
+            ).fetchone()
             return None if due else (work(connection),)
 
         found = await self._transaction(read)
@@ -495,19 +498,22 @@ def _forget_never_used(connection: Transaction, now: float) -> None:
     rows = connection.execute(
         """SELECT handle FROM users WHERE used = 0 AND created_at <= ? AND NOT EXISTS (
             SELECT 1 FROM sessions WHERE user_handle = handle AND ends_at > ?) ORDER BY created_at LIMIT ?""",
-        (now - NEVER_USED_SECONDS, now, FORGOTTEN_AT_ONCE),
+        (floor(now - NEVER_USED_SECONDS), now, FORGOTTEN_AT_ONCE),
     ).fetchall()
     for row in rows:
         _remove_user(connection, row["handle"])
 
 
 def forget_spent(connection: Transaction, now: float, *, most: int) -> int:
-    """Forget spent refresh tokens of sessions that have ended; returns how many. A session may have thousands."""
+    """Forget spent refresh tokens of sessions that have ended; returns how many. A session may have thousands.
+
+    Here and elsewhere: by whole seconds, as the columns have them. PostgreSQL looks a fraction up in no index of them.
+    """
     return connection.execute(
         """DELETE FROM spent_refresh_tokens WHERE refresh_hash IN (
             SELECT spent.refresh_hash FROM sessions JOIN spent_refresh_tokens AS spent USING (session_id)
             WHERE ends_at <= ? LIMIT ?)""",
-        (now, most),
+        (floor(now), most),
     ).rowcount
 
 
@@ -516,7 +522,7 @@ def forget_ended(connection: Transaction, now: float, *, most: int) -> int:
     return connection.execute(
         """DELETE FROM sessions WHERE session_id IN (
             SELECT session_id FROM sessions WHERE ends_at <= ? ORDER BY ends_at LIMIT ?)""",
-        (now, most),
+        (floor(now), most),
     ).rowcount
 
 
@@ -540,7 +546,7 @@ def _settle(connection: Transaction, now: float) -> None:
         """SELECT removal_id, removals.user_handle, credential_id, due_at, label
         FROM removals LEFT JOIN credentials USING (credential_id)
         WHERE due_at <= ? ORDER BY due_at, removal_id LIMIT 1""",
-        (now,),
+        (floor(now),),
     ).fetchone():
         connection.execute("DELETE FROM removals WHERE removal_id = ?", (row["removal_id"],))
         if row["credential_id"] is None:

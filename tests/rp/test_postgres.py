@@ -3,12 +3,14 @@
 import asyncio
 import gc
 import os
+import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from secrets import token_bytes, token_hex
 from time import time
@@ -24,7 +26,7 @@ from relying_party.errors import CeremonyGone, ProofInvalid, SetupError, StoreUn
 from relying_party.http.app import make_app
 from relying_party.http.request import STATE
 from relying_party.place import PostgresUri, store_place
-from relying_party.store import minutes
+from relying_party.store import minutes, sql
 from relying_party.store import postgres as postgres_module
 from relying_party.store.postgres import STEPS, PostgresStore
 from tests.pgbouncer import pooled
@@ -639,3 +641,39 @@ async def test_a_closed_database_says_so(place: PostgresUri) -> None:
         await store.take_proof(proof(await newest(store), token_hex(8)), now=NOW)
     with pytest.raises(StoreUnavailable, match="closed"):
         await store.user_by_name("ada", now=2)
+
+
+class Explained:
+    """A transaction of which the plans are kept."""
+
+    def __init__(self, db: Any) -> None:
+        self._db, self.plans = db, ""
+
+    def execute(self, statement: str, values: Sequence[Any]) -> Any:
+        rows = self._db.execute(f"EXPLAIN {statement}", values)
+        self.plans += "\n".join(line for row in rows for line in row.values())
+        return self._db.execute(statement, values)
+
+
+@pytest.mark.parametrize(
+    ("work", "column"),
+    [
+        (partial(sql.forget_ended, most=5), "ends_at"),
+        (partial(sql.forget_spent, most=5), "ends_at"),
+        (sql._forget_never_used, "created_at"),
+        (sql._settle, "due_at"),
+    ],
+    ids=["sessions", "refresh tokens", "users", "removals"],
+)
+async def test_what_is_over_is_looked_up_in_an_index_though_the_clock_has_fractions(
+    place: PostgresUri, work: Callable[..., Any], column: str
+) -> None:
+    async with PostgresStore(place) as store:
+
+        def explained(db: Any) -> str:
+            wrapped = Explained(db)
+            work(wrapped, now=NOW + 0.5)
+            return wrapped.plans
+
+        plans = (await store.database.run(explained)).replace("sessions.", "")
+        assert re.search(rf"Index Cond: \({column} <= '1\d{{9}}'", plans)
