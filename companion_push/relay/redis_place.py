@@ -9,6 +9,11 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from headless_passkey.errors import UsageError
 
 _PORT: Final = 6379
+# as RFC 3986 divides a URI; `urlsplit` of newer Pythons (3.14.10) takes no list of hosts with an IPv6 address in it
+_URI: Final = re.compile(
+    r"(?P<scheme>rediss?)://(?:(?P<user>[^/?#]*)@)?(?P<hosts>[^/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?",
+    re.IGNORECASE | re.ASCII,
+)
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_-]{1,32}", re.ASCII)
 _EXPECTED: Final = (
     "states: expected redis://[USER@]HOST[:PORT][,HOST...][/NUMBER], or rediss:// of that form for TLS"
@@ -40,18 +45,20 @@ def redis_place(uri: str, password: str | None = None) -> RedisPlace:
 
     A password in it is refused, and not repeated: an argument is no place for a secret.
     """
+    parts = _URI.fullmatch(uri)
+    if parts is None:
+        raise UsageError(_EXPECTED)
+    user, query = parts["user"] or "", parts["query"] or ""
     try:
-        parts = urlsplit(uri)
-        user, _, hosts = parts.netloc.rpartition("@")
-        settings = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        settings = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
         if ":" in user or "password" in settings:
             raise UsageError("states: give the password in a file or in REDISCLI_AUTH, not in the URI")
         place = RedisPlace(
-            hosts=tuple(_host(each) for each in hosts.split(",")),
-            tls=parts.scheme == "rediss",
+            hosts=tuple(_host(each) for each in parts["hosts"].split(",")),
+            tls=parts["scheme"].lower() == "rediss",
             user=unquote(user) or None,
             password=password,
-            number=int(parts.path.removeprefix("/") or 0),
+            number=int((parts["path"] or "").removeprefix("/") or 0),
             prefix=settings.pop("prefix", "hpk"),
             ca=_path(settings, "ca"),
             cert=_path(settings, "cert"),
@@ -59,7 +66,7 @@ def redis_place(uri: str, password: str | None = None) -> RedisPlace:
         )
     except ValueError:
         raise UsageError(_EXPECTED) from None
-    if parts.scheme not in ("redis", "rediss") or parts.fragment or place.number < 0:
+    if place.number < 0:
         raise UsageError(_EXPECTED)
     if settings or not _PREFIX.fullmatch(place.prefix):
         raise UsageError("states: expected no more than ca, cert, key and prefix, a word of 1 to 32 letters")

@@ -126,6 +126,8 @@ def test_a_url_is_a_database_and_everything_else_a_file() -> None:
     )
     assert store_place("postgres://db/relay") == PostgresUri("postgres://db/relay")
     assert store_place("relay.sqlite3") == Path("relay.sqlite3")
+    several = "postgres://relay@one:5432,[2001:db8::1]:5433,two/relay?target_session_attrs=read-write"
+    assert store_place(several) == PostgresUri(several)
 
 
 @pytest.mark.threat("T11")
@@ -133,10 +135,12 @@ def test_a_url_is_a_database_and_everything_else_a_file() -> None:
     "url",
     [
         "postgresql://relay:s3cret@db/relay",
+        "postgresql://relay:s3cret@one,[::1]:5433/relay",
+        "postgresql://:s3cret@db/relay",
         "postgresql://db/relay?password=s3cret",
         "postgresql://db/relay?sslpassword=s3cret",
     ],
-    ids=["user info", "parameter", "of a key"],
+    ids=["user info", "of several hosts", "without a name", "parameter", "of a key"],
 )
 def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(UsageError, match="PGPASSFILE") as refused:
