@@ -13,6 +13,7 @@ from dbus_fast.aio import MessageBus
 MOCK = "org.freedesktop.DBus.Mock"
 ADAPTER = "org.bluez.Adapter1"
 PYTHON = "/usr/bin/python3"  # the one that Debian's python3-dbusmock is for
+OFFERED = '{"enable_monitor_api": false}'  # newer templates have passive scans, too
 
 
 class Bluetooth:
@@ -29,12 +30,15 @@ class Bluetooth:
         return reply.body[0] if reply.body else None
 
     async def add_adapter(self, name: str = "hci0", *, powered: bool = True, central: bool = True) -> str:
-        """Plug an adapter in, with the properties that the template leaves out."""
+        """Plug an adapter in, with a property that older templates leave out, and newer ones have for both roles."""
         path = f"/org/bluez/{name}"
         await self.call("/", "org.bluez.Mock", "AddAdapter", "ss", name, "lab")
         roles = Variant("as", ["central", "peripheral"] if central else ["peripheral"])
-        await self.call(path, MOCK, "AddProperty", "ssv", ADAPTER, "Roles", roles)
-        await self.call(path, MOCK, "UpdateProperties", "sa{sv}", ADAPTER, {"Powered": Variant("b", powered)})
+        has = await self.call(path, "org.freedesktop.DBus.Properties", "GetAll", "s", ADAPTER)
+        if "Roles" not in has:
+            await self.call(path, MOCK, "AddProperty", "ssv", ADAPTER, "Roles", roles)
+        changed = {"Powered": Variant("b", powered), "Roles": roles}
+        await self.call(path, MOCK, "UpdateProperties", "sa{sv}", ADAPTER, changed)
         return path
 
     async def power(self, path: str, *, on: bool) -> None:
@@ -117,7 +121,7 @@ async def bluetooth_service(bus: MessageBus) -> AsyncIterator[Bluetooth]:
     rule = "type='signal',member='NameOwnerChanged',arg0='org.bluez'"
     dbus = "org.freedesktop.DBus"
     await bus.call(Message(dbus, "/org/freedesktop/DBus", dbus, "AddMatch", signature="s", body=[rule]))
-    async with program(PYTHON, "-m", "dbusmock", "--system", "--template", "bluez5"):
+    async with program(PYTHON, "-m", "dbusmock", "--system", "--template", "bluez5", "--parameters", OFFERED):
         try:
             async with asyncio.timeout(60):
                 await appeared.wait()

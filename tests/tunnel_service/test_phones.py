@@ -46,7 +46,8 @@ class Service:
     tls: ssl.SSLContext
     app: web.Application
     session: aiohttp.ClientSession
-    devices: list[aiohttp.ClientWebSocketResponse] = field(default_factory=list)  # which stay open
+    # which stay open until the end
+    devices: list[aiohttp.ClientWebSocketResponse] = field(default_factory=list)
 
     @property
     def endpoints(self) -> TunnelEndpoints:
@@ -70,7 +71,7 @@ class Service:
         signal: bool = False,
         protocols: Sequence[str] = ("fido.cable",),
     ) -> tuple[int, aiohttp.ClientWebSocketResponse | None]:
-        """The status of the answer, and the websocket where there is one; it closes with the session."""
+        """The status of the answer, and the websocket where there is one; it closes with the service."""
         headers = {} if payload is None else {"X-caBLE-Client-Payload": payload}
         if signal:
             headers["X-caBLE-Signal-Connection"] = "true"
@@ -129,7 +130,7 @@ def start(loopback_certificate: Certificate, tmp_path: Path) -> Start:
     """`async with start(phones=1) as service`: a tunnel service that wakes phones, with these limits of contacts."""
 
     @asynccontextmanager
-    async def service(handlers: Handlers | None = None, **limits: float) -> AsyncIterator[Service]:
+    async def started(handlers: Handlers | None = None, **limits: float) -> AsyncIterator[Service]:
         known = KnownContacts(tmp_path / "contacts", ContactLimits(**limits))  # type: ignore[arg-type]
         app = make_app(Limits(), contacts=known)
         if handlers is not None:
@@ -143,16 +144,19 @@ def start(loopback_certificate: Certificate, tmp_path: Path) -> Start:
                 runner, "127.0.0.1", 0, ssl_context=loopback_certificate.server_context()
             ).start()
             async with aiohttp.ClientSession() as session:
-                yield Service(
+                service = Service(
                     base=f"wss://localhost:{runner.addresses[0][1]}",
                     tls=loopback_certificate.client_context(),
                     app=app,
                     session=session,
                 )
+                yield service
+                # who does not read its websocket does not notice that the session ends
+                await asyncio.gather(*(device.close() for device in service.devices))
         finally:
             await runner.cleanup()
 
-    return service
+    return started
 
 
 async def test_a_contact_request_wakes_the_phone_which_joins_its_tunnel(start: Start) -> None:
