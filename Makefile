@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast test-stores races coverage properties mutants check lint types imports docs recording site links dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run docker-test chaos chaos-deployments soak bench lock clean
+.PHONY: help demo test test-fast test-stores races coverage properties mutants check lint types imports docs recording site links dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run docker-test chaos chaos-deployments soak bench debian lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,11 @@ fuzz-short: $(VENV)/check.done  ## the same in about a minute
 
 test-set-up:  ## the set-up of all of these, in a fresh environment, with the oldest pip that this Python came with
 	@$(PYTHON) scripts/test-set-up
+
+SUITE ?= sid
+RUN ?= make test
+debian:  ## all tests in another Debian, which is made for it, with its Python and servers; SUITE=trixie/arm64 RUN="make demo"
+	@scripts/in-debian $(SUITE) $(RUN)
 
 ble-test: $(VENV)/check.done  ## real BlueZ on emulated adapters in a throw-away guest; PYTEST="-m short" for some of it
 	@scripts/ble-test $(PYTEST)
