@@ -191,8 +191,8 @@ class Session:
 
         audience: more origins that may get the token, for this request. timeout: seconds for the request; a refresh
         before it has its own. limit: bytes of the answer's body. A request whose token is refused is sent once more, with
-        the token of another process or of a refresh, unless the token came in the last two minutes and a service refuses it that
-        is not the relying party; nothing else is repeated, and no redirect is followed.
+        the token of another process or of a refresh, unless a service refuses one of the last two minutes that the relying
+        party takes; nothing else is repeated, and no redirect is followed.
         """
         target = _target(url)
         allowed = {*self.audience, *map(service_origin, audience)}
@@ -290,7 +290,7 @@ class Session:
     async def _replace(self, token: str, *, unless_fresh: bool = False) -> bool:
         """Replace a refused token: by one that is stored meanwhile, or by a refresh; returns whether it was replaced.
 
-        unless_fresh: a token that has just come is not replaced. A relying party grants a session few refreshes, which one service that
+        unless_fresh: a token that has just come, and that the relying party takes, is not replaced. A relying party grants a session few refreshes, which one service that
         refuses all tokens would take from the others.
         """
         rp = self._kept.relying_party
@@ -299,7 +299,7 @@ class Session:
             if kept.opened.token != token:
                 self._kept = kept
                 return True
-            if unless_fresh and self._is_fresh(kept):
+            if unless_fresh and self._is_fresh(kept) and await self._stands(kept):
                 return False
             await self._refresh_held(kept)
             return True
@@ -313,6 +313,19 @@ class Session:
         if kept.opened.user_handle != self._kept.opened.user_handle:
             raise NotSignedIn(f"the session at {rp} is another user's now", reason=SessionReason.SESSION_OVER)
         return kept
+
+    async def _stands(self, kept: KeptSession) -> bool:
+        """Whether the relying party takes a token: it does not where the session has ended, or a copy of it was refreshed."""
+        relying_party = ProvenHttp(self._http, kept.relying_party, await self._key(kept), clock=self._clock)
+        try:
+            await relying_party.call(
+                "GET", "/session", access_token=kept.opened.token, patience=PATIENCE, any_clock=True
+            )
+        except ProblemAnswer as problem:
+            if problem.slug != "not-signed-in":
+                raise
+            return False
+        return True
 
     async def _refresh_held(self, kept: KeptSession) -> None:
         """Refresh, and write the tokens to disk before their use. The caller holds the session's lock."""

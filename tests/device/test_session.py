@@ -482,8 +482,22 @@ async def test_a_service_that_refuses_every_token_takes_no_refresh_from_the_othe
         for _ in range(240):  # an hour, with a request every 15 seconds
             party.clock.now += 15
             assert (await party.session().fetch(service.url)).status == 401
-    assert len(party.seen) == 3600 / session.FRESH
+    assert party.seen.count("POST /session/refresh") == 3600 / session.FRESH
     await party.session().refresh()
+
+
+async def test_a_service_that_refuses_the_new_token_of_a_session_that_has_ended_shows_its_end(
+    party: Party,
+) -> None:
+    async with a_service(saying(401, b"no", **{"WWW-Authenticate": 'DPoP error="invalid_token"'})) as service:
+        kept = await party.sign_in(told=(service.url,))
+        await ProvenHttp(party.http, party.url, party.key, clock=party.clock).call(
+            "DELETE", "/session", access_token=kept.opened.token
+        )
+        with pytest.raises(NotSignedIn) as refused:
+            await party.session().fetch(service.url)
+    assert refused.value.reason is SessionReason.SESSION_OVER
+    assert party.store.all() == []
 
 
 async def test_a_new_token_that_the_relying_party_itself_refuses_is_replaced(party: Party) -> None:
