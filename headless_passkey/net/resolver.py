@@ -8,6 +8,7 @@ the same name meanwhile gets the same answer.
 
 import asyncio
 import errno
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -21,6 +22,8 @@ _Found = list[tuple[Any, ...]]  # as `socket.getaddrinfo` returns it
 
 # what is being asked now, by name, port and settings; `dict.setdefault` decides who asks
 _asked: Final[dict[tuple[Any, ...], "Future[_Found]"]] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_asked.clear)  # whose threads the child has not
 
 
 class Resolver(ThreadedResolver):

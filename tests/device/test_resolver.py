@@ -54,6 +54,38 @@ def test_a_program_ends_although_no_name_server_answers() -> None:
     assert ended.stdout.split() == ["asked", "TimeoutError", "asked", "TransportError", "ended"]
 
 
+FORKS = """
+import asyncio, os, socket, threading
+from headless_passkey.net.resolver import Resolver
+
+def silent(*_, **__):
+    threading.Event().wait()
+
+async def asked(seconds):
+    async with asyncio.timeout(seconds):
+        return await Resolver().resolve("login.example", 443)
+
+answers = socket.getaddrinfo
+socket.getaddrinfo = silent
+try:
+    asyncio.run(asked(0.1))
+except TimeoutError:
+    print("left", flush=True)
+child = os.fork()
+if not child:
+    socket.getaddrinfo = lambda host, port, **how: answers("127.0.0.1", port, **how)
+    print(asyncio.run(asked(30))[0]["host"], flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_child_process_asks_anew_for_what_its_parent_has_asked() -> None:
+    program = [sys.executable, "-W", "ignore", "-c", FORKS]
+    ended = subprocess.run(program, check=True, capture_output=True, timeout=PATIENCE, text=True)
+    assert ended.stdout.split() == ["left", "127.0.0.1"]
+
+
 class NameServer:
     """Answers when it is told to."""
 
