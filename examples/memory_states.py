@@ -33,10 +33,12 @@ class MemoryStates:
             self.values.pop(write.account, None)
         else:
             self.values[write.account] = Value(write.version, write.data), write.changes_at
-        sealed = {**self.sealed.pop(write.account, {}), **write.sealed}
-        left = {key: envelope for key, envelope in sealed.items() if key not in set(write.erased)}
-        if left:
-            self.sealed[write.account] = left
+        sealed = self.sealed.setdefault(write.account, {})
+        sealed.update(write.sealed)
+        for key in write.erased:
+            sealed.pop(key, None)
+        if not sealed:
+            del self.sealed[write.account]
         return None
 
     def envelopes(self, account: str, keys: Iterable[EnvelopeKey]) -> dict[EnvelopeKey, bytes]:
