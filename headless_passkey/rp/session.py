@@ -235,10 +235,10 @@ class Session:
                 is_due = self._is_due(kept, ahead=0)
                 if is_due:
                     await self._refresh_held(kept)
-                if not await self._end_held() and not is_due:
+                if not await self._asks("DELETE", self._kept) and not is_due:
                     # the token may have ended, and not the session: by a refresh whose answer was lost, or by a clock that is ahead of ours
                     await self._refresh_held(kept)
-                    await self._end_held()
+                    await self._asks("DELETE", self._kept)
             except NotSignedIn as error:
                 if error.reason is not SessionReason.SESSION_OVER and not anyway:
                     raise
@@ -249,13 +249,15 @@ class Session:
                 logger.warning("the relying party was not told: %s", error.explain())
             self._store.remove(rp)
 
-    async def _end_held(self) -> bool:
-        """End the session at the relying party; False when that takes the token for none of a session. The caller holds its lock."""
-        kept = self._kept
+    async def _asks(self, method: str, kept: KeptSession) -> bool:
+        """Ask the relying party for the session of a token; False when that takes it for none of a session.
+
+        method: ``GET``, or ``DELETE``, which ends the session. It is none where the session has ended, or a copy of it was refreshed.
+        """
         relying_party = ProvenHttp(self._http, kept.relying_party, await self._key(kept), clock=self._clock)
         try:
             await relying_party.call(
-                "DELETE", "/session", access_token=kept.opened.token, patience=PATIENCE, any_clock=True
+                method, "/session", access_token=kept.opened.token, patience=PATIENCE, any_clock=True
             )
         except ProblemAnswer as problem:
             if problem.slug != "not-signed-in":
@@ -299,7 +301,7 @@ class Session:
             if kept.opened.token != token:
                 self._kept = kept
                 return True
-            if unless_fresh and self._is_fresh(kept) and await self._stands(kept):
+            if unless_fresh and self._is_fresh(kept) and await self._asks("GET", kept):
                 return False
             await self._refresh_held(kept)
             return True
@@ -313,19 +315,6 @@ class Session:
         if kept.opened.user_handle != self._kept.opened.user_handle:
             raise NotSignedIn(f"the session at {rp} is another user's now", reason=SessionReason.SESSION_OVER)
         return kept
-
-    async def _stands(self, kept: KeptSession) -> bool:
-        """Whether the relying party takes a token: it does not where the session has ended, or a copy of it was refreshed."""
-        relying_party = ProvenHttp(self._http, kept.relying_party, await self._key(kept), clock=self._clock)
-        try:
-            await relying_party.call(
-                "GET", "/session", access_token=kept.opened.token, patience=PATIENCE, any_clock=True
-            )
-        except ProblemAnswer as problem:
-            if problem.slug != "not-signed-in":
-                raise
-            return False
-        return True
 
     async def _refresh_held(self, kept: KeptSession) -> None:
         """Refresh, and write the tokens to disk before their use. The caller holds the session's lock."""
