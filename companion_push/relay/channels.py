@@ -187,7 +187,7 @@ def identity_of(address: Address) -> bytes:
 
 
 def _identity_before(address: Address) -> bytes:
-    """The hash with which a relay of before 0.2 has stored the same address: a few endpoints have another one now."""
+    """The hash with which a relay of 0.1.0 has stored the same address: a few endpoints have another one now."""
     if not isinstance(address, WebPush):
         return identity_of(address)
     return hashlib.sha256(f"web-push {_canonical_url(address.endpoint)}".encode()).digest()
