@@ -22,17 +22,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias
 
-from relying_party import early_signals
-from relying_party.core.credentials import BackupEligibility
-from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
-from relying_party.errors import ExitStatus, RelyingPartyError, UsageError
-from relying_party.http.addresses import Network, network
-from relying_party.http.connections import (
+from http_serving.addresses import Network, network
+from http_serving.connections import (
     CONNECTIONS,
     CONNECTIONS_PER_ADDRESS,
     IDLE_SECONDS,
     MAX_SECONDS,
 )
+from relying_party import early_signals
+from relying_party.core.credentials import BackupEligibility
+from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
+from relying_party.errors import ExitStatus, RelyingPartyError, UsageError
 from relying_party.log_thread import to_stderr, written_by_a_thread
 from relying_party.memory import forbid_core_dumps
 from relying_party.names import printable

@@ -12,6 +12,8 @@ from typing import Final
 
 from aiohttp import web
 
+from http_serving.connections import ConnectionLimits, Connections
+from http_serving.listening import Listener, plain
 from relying_party.config import DEFAULT_LIFETIMES, Config, origin_of
 from relying_party.core.access_tokens import TokenKey
 from relying_party.core.credentials import BackupEligibility
@@ -19,8 +21,7 @@ from relying_party.core.domains import is_localhost, is_this_machine
 from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import ExitStatus, SetupError, UsageError
 from relying_party.http.app import METRICS, make_app, make_metrics_app
-from relying_party.http.connections import ConnectionLimits
-from relying_party.http.listening import Listener, inherited, listening, plain, serving, until_terminated
+from relying_party.http.listening import inherited, listening, serving, until_terminated
 from relying_party.output import out
 from relying_party.place import PostgresUri, store_place
 from relying_party.store.shared import SharedChallenges, SharedProofs
@@ -177,7 +178,7 @@ def _served(
     limits: ConnectionLimits,
     say: Callable[[str], None],
     linger: Callable[[], float] = lambda: 0.0,
-) -> contextlib.AbstractAsyncContextManager[None]:
+) -> contextlib.AbstractAsyncContextManager[Connections]:
     return serving(
         app,
         listener,
@@ -190,7 +191,9 @@ def _served(
     )
 
 
-def _served_metrics(app: web.Application, listener: Listener) -> contextlib.AbstractAsyncContextManager[None]:
+def _served_metrics(
+    app: web.Application, listener: Listener
+) -> contextlib.AbstractAsyncContextManager[Connections]:
     return serving(make_metrics_app(app), listener, say=lambda _: None, limits=METRICS_LIMITS)
 
 

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("headless_passkey", "companion_push", "relying_party", "postgres_store", "server_workers")
+PACKAGES = (
+    "headless_passkey",
+    "companion_push",
+    "relying_party",
+    "http_serving",
+    "postgres_store",
+    "server_workers",
+)
 
 CORE = ("client_platform", "authenticator", "channel", "cbor", "fido_url", "tunnel_url")
 IMPURE = {"asyncio", "socket", "ssl", "logging", "selectors", "subprocess", "aiohttp", "bleak", "bumble"}
@@ -41,6 +48,7 @@ def loaded_by(module: str) -> set[str]:
         "headless_passkey.hybrid",
         "companion_push",
         "relying_party",
+        "http_serving",
         "postgres_store",
         "server_workers",
     ],

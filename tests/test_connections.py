@@ -15,27 +15,13 @@ import pytest
 from aiohttp import web
 from certificates import Certificate
 
-from companion_push.serving import accepting as push_accepting
-from companion_push.serving import addresses as push_addresses
-from companion_push.serving import connections as push_connections
 from companion_push.serving import http_server as push_http_server
-from headless_passkey.errors import UsageError as PushUsageError
-from relying_party.errors import UsageError as PartyUsageError
-from relying_party.http import accepting as party_accepting
-from relying_party.http import connections as party_connections
-from relying_party.http import http_server as party_http_server
+from http_serving import addresses, connections
+from http_serving import runner as http_runner
+from http_serving.tls import tls_context
 from tests.programs import running
 from tests.test_servers import PATIENCE, PROGRAMS
 from tests.test_serving import SERVERS, port_of, words
-
-TWINS = pytest.mark.parametrize(
-    "books", [push_connections, party_connections], ids=["companion_push", "relying_party"]
-)
-MODULES = {
-    push_http_server: (push_accepting, push_connections),
-    party_http_server: (party_accepting, party_connections),
-}
-
 
 # The books
 
@@ -43,24 +29,21 @@ MODULES = {
 class Book:
     """Connections by name, and which of them were closed for others."""
 
-    def __init__(
-        self, books: ModuleType, total: int, per_address: int, proxies: tuple[str, ...] = ()
-    ) -> None:
-        limits = books.ConnectionLimits(total=total, per_address=per_address)
+    def __init__(self, total: int, per_address: int, proxies: tuple[str, ...] = ()) -> None:
+        limits = connections.ConnectionLimits(total=total, per_address=per_address)
         self.why: list[str] = []
         self.ended: list[str] = []
-        trusted = [push_addresses.network(proxy) for proxy in proxies]
-        self.all = books.Connections(limits, trusted_proxies=trusted, closed=self.why.append)
+        trusted = [addresses.network(proxy) for proxy in proxies]
+        self.all = connections.Connections(limits, trusted_proxies=trusted, closed=self.why.append)
 
-    def admit(self, name: str, address: str) -> push_connections.Slot | None:
-        slot: push_connections.Slot | None = self.all.admit(address, lambda: self.ended.append(name))
+    def admit(self, name: str, address: str) -> connections.Slot | None:
+        slot: connections.Slot | None = self.all.admit(address, lambda: self.ended.append(name))
         return slot
 
 
-@TWINS
 @pytest.mark.threat("T17")
-def test_at_the_cap_of_an_address_its_longest_idle_connection_goes(books: ModuleType) -> None:
-    book = Book(books, total=10, per_address=2)
+def test_at_the_cap_of_an_address_its_longest_idle_connection_goes() -> None:
+    book = Book(total=10, per_address=2)
     assert book.admit("other", "192.0.2.2")
     first, _ = book.admit("first", "192.0.2.1"), book.admit("second", "192.0.2.1")
     assert first
@@ -70,10 +53,9 @@ def test_at_the_cap_of_an_address_its_longest_idle_connection_goes(books: Module
     assert (book.ended, book.why, len(book.all)) == (["second"], ["evicted"], 3)
 
 
-@TWINS
 @pytest.mark.threat("T17")
-def test_at_the_cap_of_all_the_address_that_has_most_gives_one_up(books: ModuleType) -> None:
-    book = Book(books, total=5, per_address=4)
+def test_at_the_cap_of_all_the_address_that_has_most_gives_one_up() -> None:
+    book = Book(total=5, per_address=4)
     for name, address in (
         ("a", "192.0.2.2"),
         ("b", "192.0.2.1"),
@@ -87,10 +69,9 @@ def test_at_the_cap_of_all_the_address_that_has_most_gives_one_up(books: ModuleT
     assert len(book.all) == 5
 
 
-@TWINS
 @pytest.mark.threat("T17")
-def test_what_is_in_use_is_never_closed_for_another(books: ModuleType) -> None:
-    book = Book(books, total=3, per_address=2)
+def test_what_is_in_use_is_never_closed_for_another() -> None:
+    book = Book(total=3, per_address=2)
     slots = [
         book.admit(name, address)
         for name, address in (("a", "192.0.2.1"), ("b", "192.0.2.1"), ("c", "192.0.2.2"))
@@ -108,9 +89,8 @@ def test_what_is_in_use_is_never_closed_for_another(books: ModuleType) -> None:
     assert book.ended == ["c", "a"]
 
 
-@TWINS
-def test_when_all_are_in_use_a_newcomer_is_refused(books: ModuleType) -> None:
-    book = Book(books, total=1, per_address=1)
+def test_when_all_are_in_use_a_newcomer_is_refused() -> None:
+    book = Book(total=1, per_address=1)
     slot = book.admit("a", "192.0.2.1")
     assert slot
     book.all.use(slot, in_use=True)
@@ -121,10 +101,9 @@ def test_when_all_are_in_use_a_newcomer_is_refused(books: ModuleType) -> None:
     assert book.admit("b", "192.0.2.2")
 
 
-@TWINS
 @pytest.mark.threat("T12")
-def test_an_ipv6_network_is_one_address_to_the_caps(books: ModuleType) -> None:
-    book = Book(books, total=10, per_address=2)
+def test_an_ipv6_network_is_one_address_to_the_caps() -> None:
+    book = Book(total=10, per_address=2)
     for number in range(4):
         assert book.admit(str(number), f"2001:db8::{number}")
     assert book.ended == ["0", "1"]
@@ -132,26 +111,23 @@ def test_an_ipv6_network_is_one_address_to_the_caps(books: ModuleType) -> None:
     assert book.ended == ["0", "1"]
 
 
-@TWINS
 @pytest.mark.threat("T17")
-def test_a_trusted_proxy_may_have_all_connections_and_its_clients_are_counted_by_request(
-    books: ModuleType,
-) -> None:
-    book = Book(books, total=5, per_address=2, proxies=("10.0.0.0/8",))
-    slots = [book.admit(str(number), "10.0.0.1") for number in range(4)]
-    assert all(slots)
+def test_a_trusted_proxy_may_have_all_connections_and_its_clients_are_counted_by_request() -> None:
+    book = Book(total=5, per_address=2, proxies=("10.0.0.0/8",))
+    slot, *others = [book.admit(str(number), "10.0.0.1") for number in range(4)]
+    assert slot is not None
+    assert all(others)
     one, other, network = "192.0.2.1", "192.0.2.2", ("2001:db8::1", "2001:db8::2", "2001:db8::3")
-    begun = [book.all.begin_request(slots[0], client) for client in (one, one, one, other, *network)]
+    begun = [book.all.begin_request(slot, client) for client in (one, one, one, other, *network)]
     assert begun == [True, True, False, True, True, True, False]
-    book.all.end_request(slots[0], one)
-    assert book.all.begin_request(slots[0], one)
-    assert not book.all.begin_request(slots[0], one)
+    book.all.end_request(slot, one)
+    assert book.all.begin_request(slot, one)
+    assert not book.all.begin_request(slot, one)
     assert book.admit("direct", "192.0.2.9")
     assert book.admit("direct too", "192.0.2.8")
     assert book.ended == ["direct"]  # a proxy's connections are closed last
 
 
-@TWINS
 @pytest.mark.parametrize(
     "setting",
     [
@@ -166,9 +142,9 @@ def test_a_trusted_proxy_may_have_all_connections_and_its_clients_are_counted_by
     ],
     ids=lambda setting: f"{next(iter(setting))}",
 )
-def test_a_limit_that_cannot_be_is_refused_by_name(books: ModuleType, setting: dict[str, object]) -> None:
-    with pytest.raises((PushUsageError, PartyUsageError), match=f"^{next(iter(setting))}: "):
-        books.ConnectionLimits(**setting)
+def test_a_limit_that_cannot_be_is_refused_by_name(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(setting))}: "):
+        connections.ConnectionLimits(**setting)
 
 
 # Connections
@@ -214,10 +190,9 @@ async def served(
     tls: ssl.SSLContext | None = None,
     proxies: tuple[str, ...] = (),
     shutdown: float = 5.0,
-    **limits: float,
+    **limits: Any,
 ) -> AsyncIterator[Served]:
     """shutdown: seconds that requests have at the server's end."""
-    _, books = MODULES[server]
     why: list[str] = []
     arrived: asyncio.Queue[str] = asyncio.Queue()
     go_on = asyncio.Event()
@@ -250,9 +225,9 @@ async def served(
     runner = server.Runner(
         app,
         shutdown_timeout=shutdown,
-        limits=books.ConnectionLimits(**limits),
+        limits=connections.ConnectionLimits(**limits),
         closed=why.append,
-        trusted_proxies=[push_addresses.network(proxy) for proxy in proxies],
+        trusted_proxies=[addresses.network(proxy) for proxy in proxies],
     )
     await runner.setup()
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -492,8 +467,8 @@ async def test_a_body_and_a_websocket_are_no_head(server: ModuleType) -> None:
 async def test_with_an_aiohttp_that_has_other_names_inside_a_server_serves(
     server: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert server._HAS_NAMES  # of the release that is tested
-    monkeypatch.setattr(server, "_HAS_NAMES", False)
+    assert http_runner._HAS_NAMES  # of the release that is tested
+    monkeypatch.setattr(http_runner, "_HAS_NAMES", False)
     async with asyncio.timeout(PATIENCE), served(server) as here, aiohttp.ClientSession() as session:
         for _ in range(2):
             async with session.post(f"http://127.0.0.1:{here.port}", data=bytes(300_000)) as response:
@@ -521,7 +496,7 @@ async def test_behind_a_held_call_few_requests_are_read(server: ModuleType) -> N
 @SERVERS
 @pytest.mark.threat("T17")
 def test_no_client_has_tls_negotiated_anew(server: ModuleType, loopback_certificate: Certificate) -> None:
-    context = server.tls_context(loopback_certificate.cert, loopback_certificate.key)
+    context = tls_context(loopback_certificate.cert, loopback_certificate.key, server.ERRORS)
     assert context.options & ssl.OP_NO_RENEGOTIATION
 
 
@@ -530,13 +505,13 @@ def test_no_client_has_tls_negotiated_anew(server: ModuleType, loopback_certific
 async def test_no_server_waits_at_its_end_for_a_body_whose_request_has_been_answered(
     server: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Patient(server._Connection):  # type: ignore[name-defined,misc]
+    class Patient(http_runner._Connection):
         """Waits longer for the rest of a body than aiohttp's 10 s."""
 
         def __init__(self, *given: Any, **more: Any) -> None:
             super().__init__(*given, lingering_time=PATIENCE * 2, **more)
 
-    monkeypatch.setattr(server, "_Connection", Patient)
+    monkeypatch.setattr(http_runner, "_Connection", Patient)
     async with asyncio.timeout(PATIENCE):
         async with served(server, shutdown=PATIENCE * 2) as here:
             reader, writer = await here.connect(

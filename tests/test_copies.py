@@ -22,10 +22,6 @@ from tests.programs import ROOT
 # module of the relying party, module of another package: what is the same in both; "" for all of it
 COPIES: Final[Mapping[tuple[str, str], str]] = {
     ("early_signals", "headless_passkey/process/early_signals"): "",
-    ("http/accepting", "companion_push/serving/accepting"): "",
-    ("http/addresses", "companion_push/serving/addresses"): "",
-    ("http/connections", "companion_push/serving/connections"): "",
-    ("http/log_limit", "companion_push/serving/log_limit"): "",
     ("log_thread", "headless_passkey/process/log_thread"): "",
     ("memory", "headless_passkey/process/memory"): "",
     (
@@ -40,10 +36,6 @@ COPIES: Final[Mapping[tuple[str, str], str]] = {
     ("core/proofs", "companion_push/relay/proofs"): (
         "KnownKeys MAX_IDS MAX_KEYS _DEFAULT_PORTS _REGISTRY _UNRESERVED _normal_path"
     ),
-    ("http/http_server", "companion_push/serving/http_server"): (
-        "DRAIN_SECONDS HEAD_SIZE QUEUED _IN_NO_HEAD _can_be_met _left_out _limit _why_not _without_bytes _without_server http_logger"
-    ),
-    ("http/listening", "companion_push/serving/listening"): "BACKLOG inherited listening plain",
     ("http/metrics", "companion_push/serving/metrics"): "LAG_SECONDS SECONDS",
     ("http/readiness", "companion_push/relay/readiness"): "READ_SECONDS SHARED_SECONDS",
     ("names", "headless_passkey/text/names"): (
@@ -60,20 +52,15 @@ COPIES: Final[Mapping[tuple[str, str], str]] = {
 # what is alike in both and differs on purpose, as in an error of its own package; tests run over all servers (tests/test_serving.py)
 ALIKE: Final = {
     *(
-        "Listener",
         "_Claims",
-        "_Connection",
         "_Header",
-        "_Problem",
-        "_Server",
         "_identity",
         "_interrupted",
-        "_left_out",
         "_log_kept",
         "_removed",
-        "_sockets",
+        "_too_many",
     ),
-    *("name_of", "proxy_for", "serving", "tls_context", "tracing", "why_not_plain"),
+    *("name_of", "proxy_for", "tracing", "why_not_plain"),
 }
 FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 LONG: Final = 100  # characters of a function or class that is worth a comparison

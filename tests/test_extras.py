@@ -224,7 +224,14 @@ MODULES = {
     "tracing": (("companion_push.serving.tracing", "relying_party.http.tracing"), ()),
     "uvloop": (("companion_push.serving.options",), ()),
 }  # fmt: skip
-OURS = ("headless_passkey", "companion_push", "relying_party", "postgres_store", "server_workers")
+OURS = (
+    "headless_passkey",
+    "companion_push",
+    "relying_party",
+    "http_serving",
+    "postgres_store",
+    "server_workers",
+)
 # its interface speaks in their types, or it is imported by another name
 BROUGHT_BY = {
     "opentelemetry": "opentelemetry_api", "yarl": "aiohttp", "multidict": "aiohttp", "graphql": "strawberry_graphql", "strawberry": "strawberry_graphql",

@@ -1,28 +1,18 @@
-"""The bound on log lines, in the two packages that have servers: each has its copy, and these tests hold both."""
+"""The bound on log lines of a server."""
 
 import asyncio
-from types import ModuleType
 
-import pytest
-
-import companion_push.serving.log_limit
-import relying_party.http.log_limit
-
-BOTH = pytest.mark.parametrize(
-    "module",
-    [companion_push.serving.log_limit, relying_party.http.log_limit],
-    ids=["companion_push", "relying_party"],
-)
+from http_serving.log_limit import LogLimit
 
 
 class Lines:
     """A limit of three lines in ten seconds, by a clock that stands still, and what it told."""
 
-    def __init__(self, module: ModuleType, *, seconds: float = 10.0) -> None:
+    def __init__(self, *, seconds: float = 10.0) -> None:
         self.now = 0.0
         self.told: list[tuple[str, int]] = []
         self.heard = asyncio.Event()
-        self.limit = module.LogLimit(tell=self._tell, most=3, seconds=seconds, clock=lambda: self.now)
+        self.limit = LogLimit(tell=self._tell, most=3, seconds=seconds, clock=lambda: self.now)
 
     def _tell(self, kind: str, count: int) -> None:
         self.told.append((kind, count))
@@ -32,9 +22,8 @@ class Lines:
         return sum(self.limit.allows(kind) for _ in range(count))
 
 
-@BOTH
-def test_the_first_lines_of_a_period_are_logged_and_the_others_are_counted(module: ModuleType) -> None:
-    lines = Lines(module)
+def test_the_first_lines_of_a_period_are_logged_and_the_others_are_counted() -> None:
+    lines = Lines()
     assert lines.log(1000) == 3
     assert lines.told == []
     lines.now = 9.9
@@ -44,26 +33,23 @@ def test_the_first_lines_of_a_period_are_logged_and_the_others_are_counted(modul
     assert lines.told == [("a", 998)]
 
 
-@BOTH
-def test_a_kind_of_line_does_not_hide_another(module: ModuleType) -> None:
-    lines = Lines(module)
+def test_a_kind_of_line_does_not_hide_another() -> None:
+    lines = Lines()
     assert (lines.log(50, "a"), lines.log(2, "b")) == (3, 2)
     lines.limit.end()
     assert lines.told == [("a", 47)]
 
 
-@BOTH
-def test_where_nothing_was_left_out_nothing_is_told(module: ModuleType) -> None:
-    lines = Lines(module)
+def test_where_nothing_was_left_out_nothing_is_told() -> None:
+    lines = Lines()
     assert lines.log(3) == 3
     lines.limit.end()
     lines.limit.end()
     assert lines.told == []
 
 
-@BOTH
-async def test_when_the_flood_is_over_its_number_is_told_without_a_further_line(module: ModuleType) -> None:
-    lines = Lines(module, seconds=0.01)
+async def test_when_the_flood_is_over_its_number_is_told_without_a_further_line() -> None:
+    lines = Lines(seconds=0.01)
     assert lines.log(20) == 3
     await lines.heard.wait()
     assert lines.told == [("a", 17)]
@@ -72,8 +58,7 @@ async def test_when_the_flood_is_over_its_number_is_told_without_a_further_line(
     assert lines.told == [("a", 17), ("a", 17)]
 
 
-@BOTH
-async def test_what_is_kept_does_not_grow_with_the_flood(module: ModuleType) -> None:
-    lines = Lines(module)
+async def test_what_is_kept_does_not_grow_with_the_flood() -> None:
+    lines = Lines()
     lines.log(100_000)
     assert len(lines.limit._periods) == 1

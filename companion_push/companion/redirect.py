@@ -13,9 +13,9 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from companion_push.serving.connections import ConnectionLimits
-from companion_push.serving.http_server import http_logger
 from companion_push.serving.listening import listening, serving
+from http_serving.connections import ConnectionLimits
+from http_serving.runner import http_logger
 
 _HOST: Final = "127.0.0.1"  # an address: a name could be looked up elsewhere (RFC 8252 §8.3)
 _PATH: Final = "/signed-in"

@@ -14,9 +14,9 @@ from typing import Final, Self
 from aiohttp import AddrInfoType
 from yarl import URL
 
-from companion_push.serving.addresses import Network
 from headless_passkey.errors import UsageError
 from headless_passkey.text.domains import is_domain
+from http_serving.addresses import Network
 
 WELL_KNOWN: Final = (
     "fcm.googleapis.com",

@@ -105,9 +105,7 @@ from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
 from companion_push.relay.transaction import Transaction
 from companion_push.relay.unsure_writes import UnsureWrites
 from companion_push.relay.webhook_sender import WebhookSender
-from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
-from companion_push.serving.log_limit import PERIOD, LogLimit
 from companion_push.serving.rate_limit import Unit, limit_headers
 from companion_push.serving.tracing import ERROR_TYPE, Span, Tracing, tracing
 from companion_push.serving.webhook import Webhook
@@ -117,6 +115,8 @@ from headless_passkey.mends import setup_error
 from headless_passkey.process.tasks import end, to_its_end, until_done
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import AccountCode
+from http_serving.log_limit import PERIOD, LogLimit
+from http_serving.runner import http_logger
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider

@@ -32,7 +32,7 @@ from headless_passkey.process.signals import until_terminated
 from server_workers import workers
 
 if TYPE_CHECKING:
-    from companion_push.serving.listening import Listener
+    from http_serving.listening import Listener
 
 _MAX_PORT: Final = 0xFFFF
 
@@ -238,7 +238,8 @@ async def _serve(
 
 async def _keep_workers(args: argparse.Namespace) -> None:
     """Listen, and keep the workers that serve, until SIGTERM; SIGUSR1 replaces them one by one."""
-    from companion_push.serving.listening import listening, plain  # noqa: PLC0415  --help needs none of this
+    from companion_push.serving.listening import listening  # noqa: PLC0415  --help needs none of this
+    from http_serving.listening import plain  # noqa: PLC0415
 
     if not isinstance(args.store, PostgresUri):
         raise UsageError("--workers needs a store in PostgreSQL: one process uses a file at a time")

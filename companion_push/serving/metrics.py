@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
-from companion_push.serving.connections import ConnectionLimits, Connections
-from companion_push.serving.http_server import http_logger
 from companion_push.serving.listening import inherited, listening, serving
+from http_serving.connections import ConnectionLimits, Connections
+from http_serving.runner import http_logger
 
 PREFIX: Final = "companion_push"
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)

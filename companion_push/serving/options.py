@@ -6,9 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from companion_push.serving.addresses import Network, network
 from companion_push.serving.allocator import give_back_memory
-from companion_push.serving.connections import (
+from companion_push.serving.webhook import Webhook
+from headless_passkey.command.command_line import host_port, missing
+from headless_passkey.errors import UsageError
+from headless_passkey.process.private_file import read_private
+from headless_passkey.text.secret_words import without_keys
+from http_serving.addresses import Network, network
+from http_serving.connections import (
     CONNECTIONS,
     CONNECTIONS_PER_ADDRESS,
     IDLE_SECONDS,
@@ -16,11 +21,6 @@ from companion_push.serving.connections import (
     MAX_SECONDS,
     ConnectionLimits,
 )
-from companion_push.serving.webhook import Webhook
-from headless_passkey.command.command_line import host_port, missing
-from headless_passkey.errors import UsageError
-from headless_passkey.process.private_file import read_private
-from headless_passkey.text.secret_words import without_keys
 
 if TYPE_CHECKING:
     from companion_push.serving.metrics import ProgramMetrics

@@ -28,8 +28,7 @@ from aiohttp.http import RawRequestMessage
 from multidict import CIMultiDictProxy
 
 from companion_push import waking
-from companion_push.serving.first_request import HandedOver, Taken
-from companion_push.serving.http_server import TAKE, Upgrade, http_logger, problem
+from companion_push.serving.http_server import problem
 from companion_push.serving.rate_limit import Policy, limit_headers
 from companion_push.serving.tracing import Span, Tracing, tracing
 from companion_push.serving.webhook import Webhook
@@ -56,6 +55,8 @@ from headless_passkey.hybrid.tunnel_url import (
     parse_path,
 )
 from headless_passkey.process.tasks import end, end_quietly
+from http_serving.first_request import HandedOver, Taken
+from http_serving.runner import TAKE, Upgrade, http_logger
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from companion_push.serving.addresses import neighbourhood
 from companion_push.serving.bounds import check_bounds
 from companion_push.tunnel_service.buckets import Buckets
 from headless_passkey.errors import SetupError
 from headless_passkey.process.private_file import private_directory, reason_of
 from headless_passkey.process.tasks import to_its_end
+from http_serving.addresses import neighbourhood
 
 KEPT: Final = 180 * 86_400.0  # seconds since the last registration
 REFRESHED: Final = 86_400.0  # seconds after which a registration is noted anew

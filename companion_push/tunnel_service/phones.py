@@ -13,8 +13,7 @@ from typing import Final
 
 from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 
-from companion_push.serving.addresses import neighbourhood
-from companion_push.serving.http_server import problem, upgrades
+from companion_push.serving.http_server import problem
 from companion_push.tunnel_service.buckets import Buckets
 from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
 from companion_push.tunnel_service.hook import WakeHook
@@ -36,6 +35,8 @@ from companion_push.waking import (
 from headless_passkey.errors import RemoteProtocolError, SetupError
 from headless_passkey.hybrid.tunnel_url import CloseReason
 from headless_passkey.process.tasks import end_quietly
+from http_serving.addresses import neighbourhood
+from http_serving.runner import upgrades
 
 CLOSE_TIMEOUT: Final = 1.0  # seconds a phone has to answer our close frame
 SEND_TIMEOUT: Final = 20.0  # seconds a phone may leave a message unread

@@ -9,9 +9,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
-from companion_push.serving.addresses import neighbourhood
 from companion_push.serving.bounds import check_bounds
 from companion_push.tunnel_service.buckets import Buckets
+from http_serving.addresses import neighbourhood
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

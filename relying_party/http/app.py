@@ -25,6 +25,8 @@ from uuid import UUID
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from http_serving.addresses import neighbourhood
+from http_serving.runner import http_logger
 from relying_party.config import Config
 from relying_party.core.access_tokens import TokenIssuer, claims_of, key_set, secret_hash
 from relying_party.core.callers import Caller, ClientKind
@@ -81,7 +83,6 @@ from relying_party.errors import (
     VerificationFailed,
 )
 from relying_party.http import account
-from relying_party.http.addresses import neighbourhood
 from relying_party.http.answers import (
     NONCE_HEADER,
     PROBLEM_TYPE,
@@ -95,7 +96,6 @@ from relying_party.http.answers import (
     signals,
     unknown_credential,
 )
-from relying_party.http.http_server import http_logger
 from relying_party.http.limits import RateLimit
 from relying_party.http.metrics import CONTENT_TYPE, Metrics
 from relying_party.http.page import render, render_problem

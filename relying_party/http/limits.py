@@ -4,8 +4,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
+from http_serving.addresses import neighbourhood
 from relying_party.errors import Policy, RateLimited
-from relying_party.http.addresses import neighbourhood
 
 MAX_ADDRESSES: Final = 50_000
 

@@ -1,124 +1,16 @@
-"""Listening and shutdown of the server: sockets, certificate, deadlines, drain; the same for each server of the project.
-
-The push programs have a module like this; one test runs over all programs (tests/test_serving.py).
-"""
+"""Listening and shutdown of the relying party: `http_serving.listening` with what it answers and raises, and the signals."""
 
 import asyncio
-import contextlib
-import errno
+import functools
 import signal
-import socket
-import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from aiohttp import web
-from yarl import URL
+import http_serving.listening
+from relying_party.http.http_server import ERRORS, Runner
 
-from relying_party.core.domains import is_this_machine
-from relying_party.errors import SetupError, UsageError
-from relying_party.http import accepting, connections
-from relying_party.http.accepting import fit
-from relying_party.http.addresses import Network
-from relying_party.http.connections import ConnectionLimits
-from relying_party.http.http_server import Runner, tls_context
-
-BACKLOG: Final = 1024  # connections that wait to be accepted
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
-    """Listening sockets, with their certificate."""
-
-    host: str
-    sockets: Sequence[socket.socket]
-    tls: ssl.SSLContext | None
-
-    @property
-    def port(self) -> int:
-        return int(self.sockets[0].getsockname()[1])
-
-    def base_url(self) -> str:
-        """The URL of the first socket."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http{'s' if self.tls else ''}://{host}:{self.port}"
-
-
-@contextlib.contextmanager
-def listening(
-    host: str, port: int, *, cert: Path | None, key: Path | None, anywhere: bool = False
-) -> Iterator[Listener]:
-    """Listen at each address of `host`, on the same port, also for port 0.
-
-    cert, key: PEM files; without them only this machine is listened to, unless `anywhere`. `SetupError` says what is wrong with them,
-    or that `host` and `port` cannot be had.
-    """
-    if (cert is None) != (key is None):
-        raise UsageError("--cert and --key go together")
-    tls = None if cert is None or key is None else tls_context(cert, key)
-    with contextlib.ExitStack() as stack:
-        only_loopback = not (tls or anywhere)
-        sockets = [stack.enter_context(one) for one in _sockets(host, port, only_loopback=only_loopback)]
-        yield Listener(host=host, sockets=sockets, tls=tls)
-
-
-def plain(trusted_proxies: Sequence[Network]) -> str:
-    """The line for the operator of a server without a certificate."""
-    return f"no certificate: plain HTTP, {'for trusted proxies and loopback' if trusted_proxies else 'on loopback'} only"
-
-
-@contextlib.contextmanager
-def inherited(
-    host: str, descriptors: Sequence[int], *, cert: Path | None, key: Path | None
-) -> Iterator[Listener]:
-    """Take over the sockets on which the process that started this one listens. cert, key: as for `listening`."""
-    tls = None if cert is None or key is None else tls_context(cert, key)
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket(fileno=number)) for number in descriptors]
-        yield Listener(host=host, sockets=sockets, tls=tls)
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    app: web.Application,
-    listener: Listener,
-    *,
-    say: Callable[[str], None],
-    trusted_proxies: Sequence[Network] = (),
-    public_url: str = "",
-    handler_cancellation: bool = False,
-    limits: ConnectionLimits | None = None,
-    closed: Callable[[str], None] = lambda _: None,
-    linger: Callable[[], float] = lambda: 0.0,
-) -> AsyncIterator[None]:
-    """Serve `app` while the context is open; then stop accepting, and give running requests `DRAIN_SECONDS`.
-
-    say: prints a line for the operator. public_url: what clients call `app` by; a proxy may take its path off.
-    handler_cancellation: whether a client's disconnect cancels its handler. limits: of connections; they are lowered to what the
-    system gives this process. closed: is told why a connection was closed or refused. linger: as of `Runner`.
-    """
-    runner = Runner(
-        app,
-        trusted_proxies=trusted_proxies,
-        prefix=URL(public_url).raw_path.rstrip("/"),
-        handler_cancellation=handler_cancellation,
-        limits=fit(limits if limits is not None else ConnectionLimits()),
-        closed=closed,
-        linger=linger,
-    )
-    try:
-        await runner.setup()
-        if listener.tls is None:
-            say(plain(trusted_proxies))
-        for one in listener.sockets:
-            await runner.site(one, listener.tls).start()
-        yield
-    finally:
-        await runner.cleanup()
-        accepting.tell_the_rest()
-        connections.tell_the_rest()
+listening: Final = functools.partial(http_serving.listening.listening, errors=ERRORS)
+inherited: Final = functools.partial(http_serving.listening.inherited, errors=ERRORS)
+serving: Final = functools.partial(http_serving.listening.serving, Runner)
 
 
 def until_terminated() -> "asyncio.Future[None]":
@@ -137,36 +29,3 @@ def until_terminated() -> "asyncio.Future[None]":
         if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, ask)
     return asked
-
-
-def _sockets(host: str, port: int, *, only_loopback: bool) -> Iterator[socket.socket]:
-    listening = False
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            if family not in (socket.AF_INET, socket.AF_INET6):
-                continue
-            if only_loopback and not is_this_machine(str(address[0])):
-                raise UsageError(
-                    "without --cert and --key only loopback addresses are listened on, unless --trusted-proxy names who may come"
-                )
-            one = socket.socket(family, kind, protocol)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                one.bind((address[0], port, *address[2:]))
-                one.listen(BACKLOG)
-            except OSError as error:
-                one.close()
-                if error.errno == errno.EADDRNOTAVAIL:
-                    continue  # for instance ::1 without IPv6
-                raise
-            port, listening = one.getsockname()[1], True
-            yield one
-    except OSError as error:
-        raise SetupError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    except UnicodeError as error:  # of the codec that names are looked up with
-        raise SetupError(f"cannot listen on {host}:{port}: not a host's name") from error
-    if not listening:
-        raise SetupError(f"cannot listen on {host}:{port}: not an address of this machine")

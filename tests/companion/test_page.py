@@ -15,8 +15,8 @@ from companion_push.companion.page.app import BODY_SECONDS, MAX_BODY, MAX_HELD, 
 from companion_push.companion.page.asking import MAX_NOTICES
 from companion_push.companion.page.serving import link_to
 from companion_push.companion.page.sessions import LINK_SECONDS, MAX_SESSIONS, SESSION_SECONDS, Sessions
-from companion_push.serving.addresses import network
 from headless_passkey.errors import TransportError, UsageError
+from http_serving.addresses import network
 from tests.companion.family import Companion, Frame
 from tests.companion.page_client import ABSENT, TIMEOUT, Page, served
 from tests.loop_clock import LoopClock

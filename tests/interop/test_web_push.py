@@ -18,8 +18,8 @@ from companion_push.push.endpoints import EndpointRules
 from companion_push.push.message_encryption import encrypt
 from companion_push.push.vapid import VapidKey
 from companion_push.push.web_push import WebPushChannel
-from companion_push.serving.addresses import network
 from headless_passkey.text.base64url import base64url, from_base64url
+from http_serving.addresses import network
 from tests.push.receiver import Received, Subscription, receiving
 
 FOLDER = Path(__file__).parent

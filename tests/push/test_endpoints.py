@@ -14,8 +14,8 @@ from companion_push.push.endpoints import (
     HostRule,
     is_public,
 )
-from companion_push.serving.addresses import network
 from headless_passkey.errors import UsageError
+from http_serving.addresses import network
 
 pytestmark = pytest.mark.threat("T13")
 

@@ -18,10 +18,10 @@ from companion_push.push.channel import Apns, Channel, Delivery, Kind, Purpose, 
 from companion_push.push.endpoints import EndpointRules
 from companion_push.push.vapid import LIFETIME, REFRESH, VapidKey
 from companion_push.push.web_push import BODY_SECONDS, SECONDS, SIZE, WebPushChannel
-from companion_push.serving.addresses import network
 from headless_passkey.errors import LocalProtocolError, TransportError, TransportReason
 from headless_passkey.net.proxy import read_bounded
 from headless_passkey.text.base64url import from_base64url
+from http_serving.addresses import network
 from tests.loop_clock import LoopClock
 from tests.push.receiver import Receiver, Reply, receiving
 from tests.swallowing import PATIENCE, SWALLOWING, first_address_swallows

@@ -19,7 +19,7 @@ from companion_push.relay.app import RELAY, close_account
 from companion_push.relay.graphql import subscriptions
 from companion_push.relay.graphql.subscriptions import Subscriptions
 from companion_push.relay.strangers import Budget
-from companion_push.serving.connections import ConnectionLimits
+from http_serving.connections import ConnectionLimits
 from tests.loop_clock import LoopClock
 from tests.relay.graphql_calls import INBOX, submit
 from tests.relay.household import PROBLEM, SEALED, Caller, Household, Relay, running_relay

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from companion_push.serving.http_server import Runner, _Server
+from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service.app import _TUNNELS, make_app
 from companion_push.tunnel_service.buckets import Buckets
 from companion_push.tunnel_service.rendezvous import Limits
+from http_serving.runner import _Server
 
 ADDRESS = "192.0.2.1"
 SILENCE = 1e6  # seconds: no deadline passes meanwhile

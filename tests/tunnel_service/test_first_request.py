@@ -14,13 +14,13 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from companion_push.serving.connections import ConnectionLimits
-from companion_push.serving.first_request import _upgrade
 from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
 from companion_push.tunnel_service.rendezvous import Limits
 from companion_push.waking import SUBPROTOCOL
+from http_serving.connections import ConnectionLimits
+from http_serving.first_request import _upgrade
 from tests.loop_clock import LoopClock
 from tests.tunnel_service.both_ways import outcomes
 from tests.tunnel_service.by_program import listen

@@ -12,14 +12,14 @@ from aiohttp import web
 from aiohttp.http import HttpRequestParser
 from certificates import Certificate
 
-from companion_push.serving.addresses import network
-from companion_push.serving.connections import ConnectionLimits, Slot
-from companion_push.serving.first_request import FirstRequest
 from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service.app import _TUNNELS, TunnelEndpoints, make_app
 from companion_push.tunnel_service.open_tunnel import OpenTunnel
 from companion_push.tunnel_service.rendezvous import Limits, Tunnel
 from companion_push.tunnel_service.websocket import Websocket
+from http_serving.addresses import network
+from http_serving.connections import ConnectionLimits, Slot
+from http_serving.first_request import FirstRequest
 from tests.tunnel_service.by_program import listen
 from tests.tunnel_service.test_memory import UPGRADE
 from tests.tunnel_service.test_websocket import Raw, frame

@@ -10,11 +10,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from companion_push.serving.addresses import Network, network
 from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.hybrid.tunnel_url import ROUTING_ID_HEADER, connect_url, new_url
+from http_serving.addresses import Network, network
 from tests.tunnel_service.by_program import listen
 
 PATIENCE = 120.0  # seconds: a safety net, so that a hang is a failure

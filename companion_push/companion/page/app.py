@@ -18,11 +18,12 @@ from aiohttp import hdrs, web
 
 from companion_push.companion.page.asking import AtPage, Reception
 from companion_push.companion.page.sessions import MAX_SECRET, SESSION_SECONDS, Session, Sessions
-from companion_push.serving.http_server import HEALTH, http_logger, problem
+from companion_push.serving.http_server import problem
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members, answer_members
+from http_serving.runner import HEALTH, http_logger
 
 MAX_BODY: Final = 1024  # bytes
 BODY_SECONDS: Final = 10.0

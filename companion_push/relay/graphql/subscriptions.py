@@ -27,8 +27,8 @@ from companion_push.relay.inbox_stream import REFUSED, SEND_SECONDS, cut
 from companion_push.relay.messages import MAX_BODY
 from companion_push.relay.problems import Problem, Slug, invalid
 from companion_push.relay.proofs import HEADER, NONCE_HEADER
-from companion_push.serving.connections import ConnectionLimits, Connections, Slot
-from companion_push.serving.http_server import upgrades
+from http_serving.connections import ConnectionLimits, Connections, Slot
+from http_serving.runner import upgrades
 
 PROTOCOL: Final = "graphql-transport-ws"
 INIT_SECONDS: Final = 10.0  # until connection_init has come

@@ -25,8 +25,8 @@ from companion_push.push.channel import Purpose, Push, PushOutcome, WebPush
 from companion_push.push.endpoints import EndpointRules
 from companion_push.push.vapid import VapidKey
 from companion_push.push.web_push import WebPushChannel
-from companion_push.serving.addresses import network
 from headless_passkey.text.base64url import base64url, from_base64url
+from http_serving.addresses import network
 from tests.push.receiver import Receiver, Subscription, receiving
 from tests.rp.browser import visitor
 

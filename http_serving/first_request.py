@@ -15,8 +15,8 @@ from aiohttp import EMPTY_PAYLOAD, hdrs
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion11, RawRequestMessage
 
-from companion_push.serving.accepting import CLOSE_SECONDS
-from companion_push.serving.connections import Connections, Slot
+from http_serving.accepting import CLOSE_SECONDS
+from http_serving.connections import Connections, Slot
 
 BODY_LIMIT: Final = 1 << 16  # bytes, which the parser asks for; it is given no body
 

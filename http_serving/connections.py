@@ -4,8 +4,6 @@ A connection is *in use* while the application answers a request on it: a held c
 other one is idle, from its first byte on: a TLS handshake, an unfinished head, the time between two requests. Where a cap is
 reached, the connection that has been idle longest is closed, of the address that has most; so nobody is refused because
 of strangers, unless all connections are in use. An IPv6 /64 network counts as one address.
-
-The push programs have a copy of this module, and one test compares them (tests/test_copies.py).
 """
 
 import logging
@@ -13,9 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from relying_party.errors import UsageError
-from relying_party.http.addresses import Network, is_in, neighbourhood
-from relying_party.http.log_limit import LogLimit
+from http_serving.addresses import Network, is_in, neighbourhood
+from http_serving.log_limit import LogLimit
 
 CONNECTIONS: Final = 2048  # over TLS each takes about 0.3 MiB
 CONNECTIONS_PER_ADDRESS: Final = 512
@@ -29,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
-    """What the connections of one server, and of one address, may use. `UsageError` names a setting that cannot be."""
+    """What the connections of one server, and of one address, may use. `ValueError` names a setting that cannot be."""
 
     total: int = CONNECTIONS
     per_address: int = CONNECTIONS_PER_ADDRESS
@@ -48,7 +45,7 @@ class ConnectionLimits:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value <= highest:
                 what = "a whole number" if kind is int else "a number"
-                raise UsageError(f"{name}: expected {what} above 0, and at most {highest}")
+                raise ValueError(f"{name}: expected {what} above 0, and at most {highest}")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -1,7 +1,4 @@
-"""Accepting connections: each gets its slot before its TLS handshake, within what the system gives the process.
-
-The relying party has a copy of this module, and one test compares them (tests/test_copies.py).
-"""
+"""Accepting connections: each gets its slot before its TLS handshake, within what the system gives the process."""
 
 import asyncio
 import contextlib
@@ -16,8 +13,8 @@ from typing import Final
 
 from aiohttp import web
 
-from companion_push.serving.connections import ConnectionLimits, Connections, Slot
-from companion_push.serving.log_limit import LogLimit
+from http_serving.connections import ConnectionLimits, Connections, Slot
+from http_serving.log_limit import LogLimit
 
 CLOSE_SECONDS: Final = (
     2.0  # for the farewell of a connection that is closed, such as what TLS says at its end

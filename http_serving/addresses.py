@@ -9,6 +9,8 @@ REMEMBERED: Final = 1 << 12  # addresses, whose parsing costs more than all else
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_LOOPBACK: Final = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
+
 
 def network(text: str) -> Network:
     """Parse an address, or a network such as 10.0.0.0/8; `ValueError` for anything else."""
@@ -55,6 +57,11 @@ def is_in(address: str, networks: Sequence[Network]) -> bool:
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
         parsed = parsed.ipv4_mapped
     return any(parsed in network for network in networks)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is this machine's, where plain HTTP has no listener in between."""
+    return is_in(address, _LOOPBACK)
 
 
 def _without_port(told: str) -> str | None:
