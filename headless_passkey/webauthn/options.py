@@ -478,9 +478,15 @@ def _long(value: Any) -> int:
 
     0, which is no COSE algorithm, for everything else.
     """
-    if isinstance(value, str):
-        value = float(value) if len(value) < 64 and _NUMBER.fullmatch(value) else 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, str) and not (len(value) < 64 and _NUMBER.fullmatch(value)):
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return 0
+    try:
+        value = float(value)  # as browsers read every number of JSON
+    except OverflowError:  # a whole number above the largest float
+        return 0
+    if not math.isfinite(value):
         return 0
     number = (int(value) + (1 << 31)) % (1 << 32) - (1 << 31)
     return number if number > -(1 << 31) else 0

@@ -309,6 +309,7 @@ ES256_ENTRY: dict[str, Any] = {"type": "public-key", "alg": -7}
         (4294967288, -8),
         (-4294967304, -8),
         ("4294967288", -8),
+        ((1 << 53) + (1 << 32) - 7, -8),  # a float has 53 bits: it is the even number below
     ],
     ids=repr,
 )
@@ -328,6 +329,7 @@ ODD_ALGORITHMS: dict[str, Any] = {
     "of text for no number": {"type": "public-key", "alg": "nan"},
     "of text for too much": {"type": "public-key", "alg": "1e999"},
     "of text without end": {"type": "public-key", "alg": "7" * 5000},
+    "of more digits than a float has room for": {"type": "public-key", "alg": -(10**400)},
     "of true": {"type": "public-key", "alg": True},
     "of a list": {"type": "public-key", "alg": [-7]},
     "of an object": {"type": "public-key", "alg": {}},
