@@ -8,8 +8,9 @@ from typing import Final
 from relying_party.errors import SetupError
 
 _HIDDEN: Final = "\N{HORIZONTAL ELLIPSIS}"
-# account codes and invitations, FIDO URLs; and the password of a URL
-_KNOWN: Final = r"""(?i)(hpk-[a-z]+:|FIDO:/)[^\s'"]*[^\s'":;,.)]|(eyJ)[\w-]+\.[\w-]+\.[\w-]*|(://[^\s/:@'"]*:)[^\s/@'"]+(?=@)"""
+# account codes and invitations, FIDO URLs; JWTs, each looked for from the start of its word, so that a word is read once; and the
+# password of a URL
+_KNOWN: Final = r"""(?i)(hpk-[a-z]+:|FIDO:/)[^\s'"]*[^\s'":;,.)]|(?<![\w-])((?>[\w-]*?eyJ))[\w-]++\.[\w-]++\.[\w-]*|(://[^\s/:@'"]*:)[^\s/@'"]+(?=@)"""
 _LONG: Final = r"(?a)(?<![A-Za-z0-9_+/.~-])[A-Za-z0-9_+-][A-Za-z0-9_+/-]{19,}={0,2}"  # no path
 
 

@@ -68,6 +68,25 @@ def test_an_argument_that_looks_like_a_key_is_not_repeated(module: object, said:
     assert module.without_keys(said) == shown  # type: ignore[attr-defined]
 
 
+@BOTH
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("eyJ" * 500_000, "eyJ" * 500_000),
+        ("eyJ." * 500_000, "eyJ." * 500_000),
+        ("x-eyJhbGc.eyJpc3M.c2ln", "x-eyJ…"),
+        ("eyJeyJ.a.b c", "eyJ… c"),
+        ("eyJx-hpk-account:secret", "eyJx-hpk-account:…"),
+    ],
+    ids=["one word", "many words", "token in a word", "twice", "no token before a code"],
+)
+def test_a_token_is_looked_for_in_a_time_that_grows_with_the_length_and_not_with_its_square(
+    module: object, said: str, shown: str
+) -> None:
+    assert module.without_secrets(said) == shown  # type: ignore[attr-defined]
+
+
 @pytest.mark.threat("T11")
 def test_any_code_is_hidden() -> None:
     for size in (16, 32, 120):
