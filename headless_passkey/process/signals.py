@@ -76,7 +76,10 @@ class _Interrupts:
         self.acts: list[Callable[[], object]] = []
 
     def newest(self) -> None:
-        self.acts[-1]()
+        if self.acts:
+            self.acts[-1]()
+        else:  # the last context was left after the loop had read the signal
+            signal.raise_signal(signal.SIGINT)
 
 
 _interrupts: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Interrupts]] = WeakKeyDictionary()
@@ -132,6 +135,9 @@ class _Loans:
 
     def _default(self, number: signal.Signals) -> None:
         """Do what the signal does by itself: stop the program, or kill it."""
+        if not self.open:  # the last context was left after the loop had read the signal
+            signal.raise_signal(number)
+            return
         for give_back, _ in reversed(self.open):
             give_back()
         self.end()  # SIGCONT too: what goes on here goes on below
@@ -140,6 +146,8 @@ class _Loans:
         self._take_again()
 
     def _take_again(self) -> None:
+        if not self.open:
+            return
         # In the background the terminal stops whoever changes it, here, until the program is in front. That it goes on then is no
         # other time: to ask once more would discard what is typed after the question.
         self._loop.remove_signal_handler(signal.SIGCONT)
