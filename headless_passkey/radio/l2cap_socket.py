@@ -78,7 +78,13 @@ class SocketListener:
     async def accept(self) -> L2capChannel:
         """The next channel, which the caller closes; `TransportError` when the adapter is lost."""
         try:
-            return _channel(await _when_ready(self._descriptor, _accept, writing=False))
+            while True:
+                descriptor = await _when_ready(self._descriptor, _accept, writing=False)
+                try:
+                    return _channel(descriptor)
+                except OSError as error:
+                    if error.errno != errno.ENOTCONN:  # whoever came has left already
+                        raise
         except OSError as error:
             raise _broken(error) from error
 

@@ -1,9 +1,13 @@
 """Channels over the kernel's sockets, as far as they go without Bluetooth; `tests/ble` has the rest."""
 
 import asyncio
+import ctypes
+import errno
 import os
 import socket
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +18,10 @@ from headless_passkey.radio.source import AddressType
 if sys.platform != "linux":
     pytest.skip("the kernel's Bluetooth sockets are Linux's", allow_module_level=True)
 
+from headless_passkey.radio import l2cap_socket
 from headless_passkey.radio.l2cap_socket import (
     SocketChannel,
+    SocketListener,
     _port,
     open_socket_channel,
     open_socket_listener,
@@ -106,6 +112,48 @@ async def test_an_adapter_that_is_not_there_is_a_typed_error() -> None:
     with pytest.raises(TransportError):
         async with open_socket_listener(NOBODY):
             pass
+
+
+class BluetoothsOptions:
+    """The C library, of which sockets without Bluetooth have Bluetooth's options too, as the kernel answers for them: one after the other."""
+
+    def __init__(self, *errors: int) -> None:
+        """errors: of each call, 0 for none."""
+        self._errors = list(errors)
+        self.accept4: Any = l2cap_socket._libc.accept4
+
+    def getsockopt(self, _descriptor: int, _level: int, _name: int, value: Any, _size: Any) -> int:
+        ctypes.set_errno(error := self._errors.pop(0))
+        value._obj.value = MTU
+        return -1 if error else 0
+
+
+@pytest.mark.threat("T12")
+async def test_a_stranger_who_leaves_at_once_ends_no_listening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel has no MTU of a peer that hung up between two calls; the listener goes on to the next."""
+    monkeypatch.setattr(l2cap_socket, "_libc", BluetoothsOptions(errno.ENOTCONN, 0, errno.ENODEV))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(tmp_path / "channels"))
+        listening.listen()
+        listening.setblocking(False)
+        listener = SocketListener(listening.fileno(), 0x80)
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger,
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as device,
+        ):
+            for peer in (stranger, device):
+                peer.connect(str(tmp_path / "channels"))
+            channel = await listener.accept()
+            assert stranger.recv(1) == b""
+            device.send(b"message 1")
+            assert await channel.receive() == b"message 1"
+            await channel.close()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as device:
+            device.connect(str(tmp_path / "channels"))
+            with pytest.raises(TransportError):  # of the adapter
+                await listener.accept()
 
 
 @pytest.mark.threat("T12")
