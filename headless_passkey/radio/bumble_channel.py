@@ -153,6 +153,8 @@ class BumbleChannel:
         with contextlib.suppress(Exception):  # the peer, or the link, is gone
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._channel.disconnect()
+        # bumble would set the result that nobody waits for any more when the link ends, fail, and keep the link (0.0.236)
+        self._channel.disconnection_result = None
         if self._ends_link:
             await _hang_up(self._channel.connection)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -189,6 +190,24 @@ async def test_a_peer_that_floods_is_cut_off(air: tuple[Air, str]) -> None:
         with pytest.raises(RemoteProtocolError) as caught:
             await far.receive()
         assert caught.value.reason is ProtocolReason.TOO_MANY_MESSAGES
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("rude", ["device", "phone"])
+async def test_a_peer_that_does_not_answer_a_close_leaves_nothing_behind(
+    air: tuple[Air, str], caplog: pytest.LogCaptureFixture, rude: str
+) -> None:
+    async with heard(air[1]) as (radio, advert, listener), radio.connect(advert, listener.psm) as near:
+        far = await listener.accept()
+        assert isinstance(near, BumbleChannel)
+        assert isinstance(far, BumbleChannel)
+        own, peer = (far, near) if rude == "device" else (near, far)
+        peer._channel.manager.on_l2cap_disconnection_request = lambda *_: None  # type: ignore[method-assign]
+        host = own._channel.connection.device.host
+        assert host.connections
+        await own.close()
+        assert host.connections == {}  # and with each what was still to be sent to it
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.threat("T12")
