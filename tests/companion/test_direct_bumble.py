@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from bumble.controller import Controller
 from bumble.hci import HCI_LE_Create_Connection_Cancel_Command
+from bumble.l2cap import LeCreditBasedChannel
 
 from companion_push.companion.advertiser.advertiser import ListeningAdvertiser
 from companion_push.companion.advertiser.bumble import BumbleAdvertiser, BumbleListener
@@ -17,7 +18,7 @@ from headless_passkey.errors import ProtocolReason, RemoteProtocolError, Transpo
 from headless_passkey.process.tasks import end_quietly
 from headless_passkey.radio.bumble import BumbleRadio, open_device
 from headless_passkey.radio.bumble_channel import MAX_UNREAD, BumbleChannel, channel_spec
-from headless_passkey.radio.l2cap import CONNECT_TIMEOUT, MTU, ConnectingSource, L2capChannel
+from headless_passkey.radio.l2cap import CLOSE_TIMEOUT, CONNECT_TIMEOUT, MTU, ConnectingSource, L2capChannel
 from headless_passkey.radio.source import Advert
 from tests.loop_clock import LoopClock
 
@@ -208,6 +209,30 @@ async def test_a_peer_that_does_not_answer_a_close_leaves_nothing_behind(
         await own.close()
         assert host.connections == {}  # and with each what was still to be sent to it
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.threat("T12")
+async def test_strangers_that_answer_no_close_hold_the_end_up_for_as_long_as_one(
+    air: tuple[Air, str], loop_clock: LoopClock
+) -> None:
+    async with contextlib.AsyncExitStack() as strangers, contextlib.AsyncExitStack() as phone:
+        listener = await phone.enter_async_context(BumbleAdvertiser(air[1]).listen())
+        await phone.enter_async_context(listener.advertise(SHORT))
+        for number in range(3):
+            radio = BumbleRadio(air[1])
+            adverts = await strangers.enter_async_context(radio.adverts())
+            near = await strangers.enter_async_context(radio.connect(await anext(adverts), listener.psm))
+            assert isinstance(near, BumbleChannel)
+            near._channel.manager.on_l2cap_disconnection_request = lambda *_: None  # type: ignore[method-assign]
+            while len(listener._waiting) <= number:  # noqa: ASYNC110  nothing says so
+                await asyncio.sleep(0)
+        closing = asyncio.create_task(listener.close())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        states = {channel._channel.state for channel in listener._waiting}
+        assert LeCreditBasedChannel.State.CONNECTED not in states  # each was told
+        loop_clock.passes(CLOSE_TIMEOUT)
+        await closing
 
 
 @pytest.mark.threat("T12")

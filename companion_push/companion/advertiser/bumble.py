@@ -13,7 +13,7 @@ from bumble.l2cap import LeCreditBasedChannel
 
 from companion_push.companion.advertiser.advertiser import unless_lost
 from headless_passkey.errors import LocalProtocolError, TransportError
-from headless_passkey.process.tasks import end_quietly
+from headless_passkey.process.tasks import end_quietly, until_done
 from headless_passkey.radio.bumble import (
     OpenDevice,
     controller_errors,
@@ -93,8 +93,8 @@ class BumbleListener:
     async def close(self) -> None:
         """Listen no more, and close what nobody has accepted."""
         self._server.close()
-        for channel in self._waiting:
-            await channel.close()
+        # at once: each may take seconds, where its peer does not answer
+        await until_done(*(asyncio.ensure_future(channel.close()) for channel in self._waiting))
 
     async def _advertise_on(self, data: bytes) -> None:
         """Start the advert again when a link was made, which ends it: a stranger's must not silence the phone."""
