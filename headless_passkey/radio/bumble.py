@@ -68,8 +68,7 @@ class BumbleRadio:
             raise TransportError("a channel is opened while the radio scans, to the sender of an advert")
         async with self._hosts[-1].used() as host:
             address = _address(advert.address, advert.address_type)
-            channel = await open_channel(host.device, address, psm, alone=host.connecting)
-            host.lost.add_done_callback(channel.lose)
+            channel = await open_channel(host.device, address, psm, alone=host.connecting, lost=host.lost)
             try:
                 yield channel
             finally:

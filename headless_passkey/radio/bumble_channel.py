@@ -25,17 +25,19 @@ CREDITS: Final = 32  # packets that a peer may send before it waits
 MAX_UNREAD: Final = 1 << 17  # bytes: two messages
 
 
-async def open_channel(device: Device, address: Address, psm: int, *, alone: asyncio.Lock) -> "BumbleChannel":
+async def open_channel(
+    device: Device, address: Address, psm: int, *, alone: asyncio.Lock, lost: "asyncio.Future[None]"
+) -> "BumbleChannel":
     """Connect to `address` and open a channel, whose close ends the link. `TransportError`.
 
-    alone: held while connecting, because a controller makes one connection at a time.
+    alone: held while connecting, because a controller makes one connection at a time. lost: done when the controller is lost.
     """
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             async with alone:
                 connection = await _link_to(device, address)
             try:
-                return BumbleChannel(await _channel_over(connection, psm), ends_link=True)
+                return BumbleChannel(await _channel_over(connection, psm), lost=lost)
             except BaseException:
                 await to_its_end(_hang_up(connection), seconds=CLOSE_TIMEOUT)
                 raise
@@ -94,16 +96,17 @@ def channel_spec(psm: int | None = None) -> LeCreditBasedChannelSpec:
 
 
 class BumbleChannel:
-    """A channel of bumble."""
+    """A channel of bumble. Its link ends with it."""
 
-    def __init__(self, channel: LeCreditBasedChannel, *, ends_link: bool) -> None:
-        """ends_link: whether the link goes with the channel."""
-        self._channel, self._ends_link = channel, ends_link
+    def __init__(self, channel: LeCreditBasedChannel, *, lost: "asyncio.Future[None]") -> None:
+        """lost: done when the controller is lost."""
+        self._channel, self._lost = channel, lost
         self._arrived: deque[bytes] = deque()
         self._unread = 0  # bytes in it
         self._changed = asyncio.Event()
         self._failure: HeadlessPasskeyError | None = None
         self._ended = asyncio.get_running_loop().create_future()
+        lost.add_done_callback(self._lose)
         channel.sink = self._take
         channel.on(channel.EVENT_CLOSE, lambda: self._end(_closed()))
         if channel.state is not channel.State.CONNECTED:
@@ -141,10 +144,6 @@ class BumbleChannel:
         self._unread -= len(sdu)
         return sdu
 
-    def lose(self, _: object = None) -> None:
-        """End the channel: its controller is lost."""
-        self._end(_closed())
-
     async def close(self) -> None:
         await to_its_end(self._close())
 
@@ -155,8 +154,7 @@ class BumbleChannel:
                 await self._channel.disconnect()
         # bumble would set the result that nobody waits for any more when the link ends, fail, and keep the link (0.0.236)
         self._channel.disconnection_result = None
-        if self._ends_link:
-            await _hang_up(self._channel.connection)
+        await _hang_up(self._channel.connection)
 
     def _take(self, sdu: bytes) -> None:
         if not sdu or self._failure is not None:
@@ -174,7 +172,11 @@ class BumbleChannel:
         self._unread += len(sdu)
         self._changed.set()
 
+    def _lose(self, _: object) -> None:
+        self._end(_closed())
+
     def _end(self, failure: HeadlessPasskeyError) -> None:
+        self._lost.remove_done_callback(self._lose)  # the controller outlives its channels
         self._failure = self._failure or failure
         self._changed.set()
         if not self._ended.done():

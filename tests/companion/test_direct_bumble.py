@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -209,6 +211,20 @@ async def test_a_peer_that_does_not_answer_a_close_leaves_nothing_behind(
         await own.close()
         assert host.connections == {}  # and with each what was still to be sent to it
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.threat("T12")
+async def test_channels_that_are_closed_are_forgotten_while_the_controller_is_in_use(
+    air: tuple[Air, str],
+) -> None:
+    async with heard(air[1]) as (radio, advert, listener):
+        async with radio.connect(advert, listener.psm) as near:
+            far = await listener.accept()
+            await far.close()
+        ends = [weakref.ref(near), weakref.ref(far)]
+        del near, far
+        gc.collect()
+        assert [end() for end in ends] == [None, None]
 
 
 @pytest.mark.threat("T12")

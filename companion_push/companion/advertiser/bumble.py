@@ -110,9 +110,7 @@ class BumbleListener:
     def _take(self, channel: LeCreditBasedChannel) -> None:
         if len(self._waiting) == BACKLOG:
             return  # nobody accepts any more: what it sends is dropped
-        taken = BumbleChannel(channel, ends_link=True)
-        self._lost.add_done_callback(taken.lose)
-        self._waiting.append(taken)
+        self._waiting.append(BumbleChannel(channel, lost=self._lost))
         self._came.set()
 
 
