@@ -45,13 +45,14 @@ class Terminal:
     @contextlib.contextmanager
     def open(cls, *, interrupts: bool = False) -> Iterator[Self]:
         """Open the controlling terminal of this process; `UsageError` when there is none. interrupts: as for a `Terminal`."""
-        try:
-            with cls._at("/dev/tty", _encoding(), interrupts=interrupts) as terminal:
-                yield terminal
-        except OSError as error:
-            raise UsageError(
-                "there is no terminal to ask at: give the answer by an option (see --help)"
-            ) from error
+        with contextlib.ExitStack() as stack:
+            try:
+                terminal = stack.enter_context(cls._at("/dev/tty", _encoding(), interrupts=interrupts))
+            except OSError as error:
+                raise UsageError(
+                    "there is no terminal to ask at: give the answer by an option (see --help)"
+                ) from error
+            yield terminal
 
     @classmethod
     @contextlib.contextmanager

@@ -5,6 +5,8 @@ import os
 import pty
 import select
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -126,3 +128,36 @@ async def test_at_a_terminal_that_is_stopped_a_question_waits_and_what_is_typed_
     await asked.screen.until("Sure?")
     asked.screen.type("y\n")
     assert await asking
+
+
+# A session leader gets the first terminal that it opens; what happens while that is open has nothing to do with it.
+_AT_A_TERMINAL = """
+import os, sys
+from headless_passkey.process.terminal import Terminal
+if sys.argv[1]:
+    os.open(sys.argv[1], os.O_RDWR)
+try:
+    with Terminal.open():
+        raise BrokenPipeError
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+def test_what_fails_while_a_terminal_is_open_is_no_lack_of_one() -> None:
+    outer, inner = pty.openpty()
+    try:
+        ended = [
+            subprocess.run(
+                [sys.executable, "-c", _AT_A_TERMINAL, path],
+                capture_output=True,
+                check=True,
+                start_new_session=True,
+                text=True,
+            ).stdout
+            for path in (os.ttyname(inner), "")
+        ]
+    finally:
+        os.close(outer)
+        os.close(inner)
+    assert ended == ["BrokenPipeError\n", "UsageError\n"]
