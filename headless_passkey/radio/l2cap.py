@@ -25,7 +25,7 @@ class L2capChannel(Protocol):
         """The next SDU, which is not empty; `TransportError` when the channel is closed. A cancelled call loses none."""
 
     async def close(self) -> None:
-        """Close the channel, and the link if nothing else uses it. It takes `CLOSE_TIMEOUT` at most, also when it is cancelled."""
+        """Close the channel, and the link if nothing else uses it. It takes `CLOSE_TIMEOUT` at most for each, also when it is cancelled."""
 
 
 @runtime_checkable
