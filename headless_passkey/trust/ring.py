@@ -333,6 +333,11 @@ class Ring:
         encoded = [_encode_member(member) for member in members]
         signer = thumbprint(key.public_key)
         body = cbor.encode([RING_LABEL, account, account_name, version, previous, issued, encoded, signer])
+        if len(body) + SIGNATURE_SIZE > MAX_DOCUMENT:
+            raise _refused(
+                TrustReason.RING_FULL,
+                f"the ring would have more than {MAX_DOCUMENT} bytes: too many members with long rp ids and labels",
+            )
         try:
             return cls._parse(body + sign_document(key, body))
         except RemoteProtocolError as error:

@@ -144,6 +144,14 @@ def test_a_full_ring_fits_its_bound_and_one_member_more_is_too_many() -> None:
         grow(ring, PHONE, *companions, companion())
 
 
+def test_a_ring_with_more_than_its_bytes_is_full_before_it_has_all_its_members() -> None:
+    rp_ids = tuple(f"{n}.{'long-name-of-a-site.' * 12}example" for n in range(MAX_RP_IDS))
+    people = [PHONE, *(device("\N{FAMILY}" * 64, rp_ids=rp_ids) for _ in range(30))]
+    assert len(grow(found(PHONE), PHONE, *people[:16]).members) == 16
+    with refused(TrustReason.RING_FULL):
+        grow(found(PHONE), PHONE, *people)
+
+
 @given(st.binary(max_size=600))
 @pytest.mark.threat("T12")
 def test_any_bytes_are_refused_politely(document: bytes) -> None:
