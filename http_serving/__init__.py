@@ -8,6 +8,7 @@
 - `runner`: aiohttp's server within these bounds; answers and log lines for what is not HTTP
 - `first_request`: an upgrade that is answered without aiohttp's server
 - `log_limit`: lines in a flood
+- `metrics`: connections, event loop and process, for Prometheus (an extra of relay and tunnel service)
 - `errors`: what it raises
 
 It knows nothing of what is served: it answers and raises what the program has for that.

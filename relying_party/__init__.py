@@ -22,7 +22,7 @@ docs/protocol/relying-party.md; with the device and the push programs it shares 
 ``relying_party.http.app``            the aiohttp application: ``make_app(config)``
 ``relying_party.http.account``        a user and their own account
 ``relying_party.http.well_known``     the well-known documents
-``relying_party.http.metrics``        counters in Prometheus' format
+``relying_party.http.metrics``        what is counted, in Prometheus' format
 ``relying_party.http.page``           the page that shows who is registered and who is signed in
 ``relying_party.config``              the operator's settings
 ``relying_party.errors``              the tree of errors

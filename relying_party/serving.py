@@ -5,7 +5,7 @@ import contextlib
 import os
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ from aiohttp import web
 
 from http_serving.connections import ConnectionLimits, Connections
 from http_serving.listening import Listener, plain
+from http_serving.metrics import LIMITS, ServerMetrics
 from relying_party.config import DEFAULT_LIFETIMES, Config, origin_of
 from relying_party.core.access_tokens import TokenKey
 from relying_party.core.credentials import BackupEligibility
@@ -22,6 +23,7 @@ from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import ExitStatus, SetupError, UsageError
 from relying_party.http.app import METRICS, make_app, make_metrics_app
 from relying_party.http.listening import inherited, listening, serving, until_terminated
+from relying_party.http.metrics import PREFIX
 from relying_party.output import out
 from relying_party.place import PostgresUri, store_place
 from relying_party.store.shared import SharedChallenges, SharedProofs
@@ -31,7 +33,6 @@ from server_workers.workers import NotReadyError, Retirement, Workers
 
 MAX_SECRETS: Final = 64 * 1024  # bytes of the file
 MAX_PORT: Final = 0xFFFF
-METRICS_LIMITS: Final = ConnectionLimits(total=32, per_address=32)
 
 
 async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> ExitStatus:
@@ -169,7 +170,8 @@ def _metrics_of_workers(args: argparse.Namespace) -> Iterator[contextlib.Abstrac
         yield listening(host, port + place if port else 0, cert=None, key=None, anywhere=True)
 
 
-def _served(
+@contextlib.asynccontextmanager
+async def _served(
     args: argparse.Namespace,
     app: web.Application,
     config: Config,
@@ -178,23 +180,26 @@ def _served(
     limits: ConnectionLimits,
     say: Callable[[str], None],
     linger: Callable[[], float] = lambda: 0.0,
-) -> contextlib.AbstractAsyncContextManager[Connections]:
-    return serving(
+) -> AsyncIterator[None]:
+    server = ServerMetrics(app[METRICS].registry, PREFIX)
+    async with serving(
         app,
         listener,
         say=say,
         trusted_proxies=args.trusted_proxy,
         public_url=config.public_url,
         limits=limits,
-        closed=lambda why: app[METRICS].count("connections_closed_total", reason=why),
+        closed=server.closed,
         linger=linger,
-    )
+    ) as connections:
+        server.shows(connections)
+        yield
 
 
 def _served_metrics(
     app: web.Application, listener: Listener
 ) -> contextlib.AbstractAsyncContextManager[Connections]:
-    return serving(make_metrics_app(app), listener, say=lambda _: None, limits=METRICS_LIMITS)
+    return serving(make_metrics_app(app), listener, say=lambda _: None, limits=LIMITS)
 
 
 def _config(args: argparse.Namespace, listener: Listener, base_url: str) -> Config:

@@ -36,7 +36,6 @@ COPIES: Final[Mapping[tuple[str, str], str]] = {
     ("core/proofs", "companion_push/relay/proofs"): (
         "KnownKeys MAX_IDS MAX_KEYS _DEFAULT_PORTS _REGISTRY _UNRESERVED _normal_path"
     ),
-    ("http/metrics", "companion_push/serving/metrics"): "LAG_SECONDS SECONDS",
     ("http/readiness", "companion_push/relay/readiness"): "READ_SECONDS SHARED_SECONDS",
     ("names", "headless_passkey/text/names"): (
         "MAX_SHOWN _ATTACHED _COMPOSED _HIDDEN _INVISIBLE _JOINERS _MAX_MARKS _MISPLACED _NOT_IN_A_NAME _NOT_SHOWN"

@@ -198,7 +198,7 @@ def test_the_bare_core_needs_no_extra() -> None:
 
 # What each extra is for: its modules, and those of other extras, by their names' beginnings.
 OF_METRICS = (
-    "companion_push.serving.metrics", "companion_push.relay.metrics", "companion_push.tunnel_service.metrics"
+    "http_serving.metrics", "companion_push.serving.metrics", "companion_push.relay.metrics", "companion_push.tunnel_service.metrics"
 )  # fmt: skip
 RP_IN_POSTGRES = ("relying_party.store.postgres", "relying_party.store.minutes")
 MODULES = {

@@ -187,8 +187,7 @@ def make_app(
     app[RELAY] = relay = RelayEndpoints(config, channels, authority=authority, states=states, traces=traces)
     app.cleanup_ctx.append(_opened_store)
     if registry is not None:
-        relay.measure(registry)
-        app.cleanup_ctx.append(_watched_loop)
+        app.cleanup_ctx.append(relay.measure(registry).loop_lag.watched)
     app.on_shutdown.append(_let_go)
     app.add_routes(
         [
@@ -369,11 +368,11 @@ class RelayEndpoints:
 
     # The relay itself
 
-    def measure(self, registry: "CollectorRegistry") -> None:
+    def measure(self, registry: "CollectorRegistry") -> "RelayMetrics":
         """Add the relay's metrics to `registry`."""
         from companion_push.relay.metrics import RelayMetrics  # noqa: PLC0415  of an extra
 
-        self.metrics = RelayMetrics(
+        self.metrics = metrics = RelayMetrics(
             registry,
             clock=self.clock,
             held_calls=lambda: len(self.held_requests),
@@ -384,7 +383,8 @@ class RelayEndpoints:
             failing_services=lambda: sum(self._notifier.failing.values()),
             events_waiting=lambda: 0 if self.webhook_sender is None else self.webhook_sender.waiting,
         )
-        self.follow(self.metrics.follow)
+        self.follow(metrics.follow)
+        return metrics
 
     async def read_readiness(self, _request: web.Request) -> web.Response:
         """Answer whether the relay can do its work: it is not shutting down, and its store answers."""
@@ -1373,14 +1373,6 @@ async def _opened_store(app: web.Application) -> AsyncIterator[None]:
         )
     async with app[RELAY].opened():
         yield
-
-
-async def _watched_loop(app: web.Application) -> AsyncIterator[None]:
-    metrics = app[RELAY].metrics
-    assert metrics is not None  # noqa: S101  for mypy
-    watching = asyncio.create_task(metrics.loop_lag.watch())
-    yield
-    await end(watching)
 
 
 async def _let_go(app: web.Application) -> None:

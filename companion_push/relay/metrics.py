@@ -14,8 +14,8 @@ from companion_push.relay.account_events import Step
 from companion_push.relay.mailbox import HELD, LIVE
 from companion_push.relay.operations import Answer, Change
 from companion_push.relay.problems import Problem
-from companion_push.serving.metrics import SECONDS, LoopLag
 from headless_passkey.request import RequestState
+from http_serving.metrics import SECONDS, LoopLag
 
 RECEIVED: Final = "received"
 STORED: Final = "stored"
@@ -52,7 +52,7 @@ class RelayMetrics:
     ) -> None:
         """clock: Unix seconds. The others give a number of now."""
         self._clock = clock
-        self.loop_lag = LoopLag(registry)
+        self.loop_lag = LoopLag(registry, "companion_push")
         place: Any = {"namespace": "companion_push", "subsystem": "relay", "registry": registry}
         self._requests = Counter(
             "requests", "Requests of devices that reached a milestone.", ["milestone"], **place

@@ -20,7 +20,7 @@ import functools
 import logging
 import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aiohttp import hdrs, web
@@ -109,8 +109,7 @@ def make_app(
     app.on_shutdown.append(_close_tunnels)
     app.on_cleanup.append(_close_hook)
     if registry is not None:
-        app[_TUNNELS].measure(registry)
-        app.cleanup_ctx.append(_watched_loop)
+        app.cleanup_ctx.append(app[_TUNNELS].measure(registry).loop_lag.watched)
     return app
 
 
@@ -179,11 +178,12 @@ class TunnelEndpoints:
     def __len__(self) -> int:
         return len(self._open)
 
-    def measure(self, registry: "CollectorRegistry") -> None:
+    def measure(self, registry: "CollectorRegistry") -> "TunnelMetrics":
         """Add the service's metrics to `registry`."""
         from companion_push.tunnel_service.metrics import TunnelMetrics  # noqa: PLC0415  of an extra
 
-        self.metrics = TunnelMetrics(registry, self.rendezvous)
+        self.metrics = metrics = TunnelMetrics(registry, self.rendezvous)
+        return metrics
 
     def refuse(self, refusal: TunnelRefusal) -> web.Response:
         if self.metrics is not None:
@@ -481,14 +481,6 @@ def _mounted_at(app: web.Application) -> str:
     if endpoints.mounted_at is None:
         endpoints.mounted_at = app.router[_LIVEZ].url_for().raw_path.removesuffix("/livez")
     return endpoints.mounted_at
-
-
-async def _watched_loop(app: web.Application) -> AsyncIterator[None]:
-    metrics = app[_TUNNELS].metrics
-    assert metrics is not None  # noqa: S101  for mypy
-    watching = asyncio.create_task(metrics.loop_lag.watch())
-    yield
-    await end(watching)
 
 
 async def _close_tunnels(app: web.Application) -> None:

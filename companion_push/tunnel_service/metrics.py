@@ -7,15 +7,15 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from companion_push.serving.metrics import LoopLag
 from companion_push.tunnel_service.rendezvous import Rendezvous, Tunnel, TunnelRefusal
+from http_serving.metrics import LoopLag
 
 
 class TunnelMetrics:
     """The metrics of one tunnel service in one registry, which has room for one only."""
 
     def __init__(self, registry: CollectorRegistry, rendezvous: Rendezvous) -> None:
-        self.loop_lag = LoopLag(registry)
+        self.loop_lag = LoopLag(registry, "companion_push")
         place: Any = {"namespace": "companion_push", "subsystem": "tunnels", "registry": registry}
         Gauge("open", "Open tunnels, with one end or two.", **place).set_function(lambda: len(rendezvous))
         Gauge("in_flight_bytes", "Bytes that ends have sent and others not yet taken.", **place).set_function(

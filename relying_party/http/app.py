@@ -8,7 +8,6 @@ It can be mounted in a service (docs/how-to/relying-party.md): ``who(request, ap
 handlers who is signed in, ``well_known_routes`` are for the root of its address.
 """
 
-import asyncio
 import logging
 import math
 import secrets
@@ -25,6 +24,7 @@ from uuid import UUID
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+import http_serving.metrics
 from http_serving.addresses import neighbourhood
 from http_serving.runner import http_logger
 from relying_party.config import Config
@@ -97,7 +97,7 @@ from relying_party.http.answers import (
     unknown_credential,
 )
 from relying_party.http.limits import RateLimit
-from relying_party.http.metrics import CONTENT_TYPE, Metrics
+from relying_party.http.metrics import Metrics
 from relying_party.http.page import render, render_problem
 from relying_party.http.readiness import Readiness
 from relying_party.http.request import (
@@ -229,7 +229,7 @@ def make_app(
                 mounted_at=mounted_at,
             )
             if isinstance(store, SqliteStore):
-                app[METRICS].store_log_bytes = lambda: store.log_bytes
+                app[METRICS].shows_log(lambda: store.log_bytes)
             app[_READINESS] = Readiness(lambda: store.credential(b"", now=now()))
             try:
                 yield
@@ -323,19 +323,8 @@ def well_known_routes(config: Config) -> list[web.RouteDef]:
 
 def make_metrics_app(app: web.Application) -> web.Application:
     """Make the application that shows the metrics of `app`, for an address that only the operator reaches."""
-
-    async def get_metrics(_: web.Request) -> web.Response:
-        return web.Response(body=app[METRICS].text().encode(), headers={"Content-Type": CONTENT_TYPE})
-
-    async def watched_loop(_: web.Application) -> AsyncIterator[None]:
-        watching = asyncio.create_task(app[METRICS].watch_loop())
-        yield
-        watching.cancel()
-        await asyncio.wait({watching})
-
-    metrics = web.Application(handler_args={"logger": http_logger})
-    metrics.cleanup_ctx.append(watched_loop)
-    metrics.router.add_get("/metrics", get_metrics)
+    metrics = http_serving.metrics.make_metrics_app(app[METRICS].registry)
+    metrics.cleanup_ctx.append(app[METRICS].loop_lag.watched)
     return metrics
 
 

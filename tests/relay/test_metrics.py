@@ -11,13 +11,13 @@ import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+import http_serving.metrics
 from companion_push.push.channel import Delivery, Kind, PushOutcome
 from companion_push.relay import operations
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.metrics import MILESTONES
 from companion_push.relay.problems import Slug
-from companion_push.serving import metrics as serving_metrics
 from headless_passkey.text.base64url import base64url
 from tests.programs import running
 from tests.push.recording import RecordingChannel
@@ -220,7 +220,7 @@ async def test_calls_that_wait_are_seen_while_they_do_and_their_time_is_not_coun
 async def test_store_proofs_and_event_loop_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving_metrics, "LAG_SECONDS", 0.001)
+    monkeypatch.setattr(http_serving.metrics, "LAG_SECONDS", 0.001)
     async with measured(tmp_path / "s") as (relay, registry):
         home = await relay.household()
         before = registry.get_sample_value("companion_push_relay_store_seconds_count") or 0

@@ -186,7 +186,7 @@ async def test_metrics_have_an_address_of_their_own(tmp_path: Path) -> None:
                 text = await response.text()
             async with http.get(f"{url}/metrics") as response:
                 assert response.status == 404
-        assert 'relying_party_ceremonies_total{purpose="sign-in",kind="device",outcome="begun"} 1' in text
+        assert 'relying_party_ceremonies_total{kind="device",outcome="begun",purpose="sign-in"} 1.0' in text
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 

@@ -125,7 +125,7 @@ async def test_what_begins_at_one_worker_ends_at_the_other_and_no_proof_is_taken
                 assert (await answer.json(content_type=None))["type"].endswith(":proof-invalid")
         begun = [
             await count(http, (await party.program.heard(rf"metrics of worker {place} at (\S+)"))[1],
-                        'ceremonies_total{purpose="sign-in",kind="device",outcome="begun"}')
+                        'ceremonies_total{kind="device",outcome="begun",purpose="sign-in"}')
             for place in (1, 2)
         ]  # fmt: skip
         assert begun == [1, 1]
