@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from http_serving.addresses import neighbourhood
 
 KEPT: Final = 180 * 86_400.0  # seconds since the last registration
 REFRESHED: Final = 86_400.0  # seconds after which a registration is noted anew
+_NAME: Final = re.compile("[0-9a-f]{64}")  # of a file: the hash of a contact ID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,10 +140,12 @@ class KnownContacts:
         return gone, None
 
     def _sweep(self) -> int:
-        """Remove what is too old; returns how many are left."""
+        """Remove the contact IDs that are too old; returns how many are left. Whatever else is in the folder stays."""
         left, now = 0, self._clock()
         with os.scandir(self._folder) as entries:
             for entry in entries:
+                if not _NAME.fullmatch(entry.name):
+                    continue
                 with contextlib.suppress(OSError):  # another node may have removed it
                     if now - entry.stat(follow_symlinks=False).st_mtime < KEPT:
                         left += 1

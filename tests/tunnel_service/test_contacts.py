@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import threading
 from pathlib import Path
 
@@ -71,6 +72,20 @@ async def test_one_that_is_not_registered_for_half_a_year_is_known_no_more(tmp_p
     assert [known.knows(ONE), known.knows(TWO)] == [True, False]
     assert len(contacts(tmp_path, clock)) == 1
     assert len(list((tmp_path / "contacts").iterdir())) == 1
+
+
+async def test_a_file_that_is_no_contact_id_is_neither_counted_nor_removed(tmp_path: Path) -> None:
+    """The folder may be the service's own, with its key in it."""
+    folder, clock = tmp_path / "contacts", Clock()
+    await add(contacts(tmp_path, clock), ONE)
+    for name in ("key.pem", f"{hashlib.sha256(TWO).hexdigest()}.old"):
+        (folder / name).touch()
+        os.utime(folder / name, (NOW, NOW))
+    clock.now += KEPT
+    assert len(contacts(tmp_path, clock)) == 0
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["key.pem", f"{hashlib.sha256(TWO).hexdigest()}.old"]
+    )
 
 
 async def test_a_full_folder_takes_known_ones_only_until_old_ones_have_gone(tmp_path: Path) -> None:
