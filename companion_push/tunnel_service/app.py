@@ -258,8 +258,9 @@ class TunnelEndpoints:
             return self.refuse(tunnel)
         signal = connection_is_signalled(request.headers.get(SIGNAL_CONNECTION_HEADER))
         headers = {SIGNAL_CONNECTION_HEADER: "true"} if signal else {}
+        phone.expect(path.contact_id, tunnel)  # at once: others ask meanwhile
         if not self.phones.is_called(phone):
-            phone.wake(path.contact_id, tunnel, payload)
+            phone.wake(tunnel, payload)
             place = Place(self._made(tunnel, signal=signal), End.FIRST, headers)
             return await self._serve(request, accept, place)
         opened = self._made(tunnel, signal=signal)

@@ -78,8 +78,11 @@ class Phone:
             del self.woken[contact_id]
         return len(left)
 
-    def wake(self, contact_id: bytes, tunnel: Tunnel, client_payload: bytes) -> None:
+    def expect(self, contact_id: bytes, tunnel: Tunnel) -> None:
+        """Count a contact request that waits for the phone from now on."""
         self.woken.setdefault(contact_id, []).append(tunnel)
+
+    def wake(self, tunnel: Tunnel, client_payload: bytes) -> None:
         wake = Wake(routing_id=tunnel.routing_id, tunnel_id=tunnel.tunnel_id, client_payload=client_payload)
         self.say(wake)
 
@@ -128,9 +131,6 @@ class Phones:
     async def call(self, contact_id: bytes, tunnel: Tunnel, client_payload: bytes) -> bool:
         """Have the hook wake a phone; returns whether the call was taken."""
         assert self.hook is not None  # noqa: S101  for mypy
-        assert self._called is not None  # noqa: S101  as above
-        waiting = self._called.woken.setdefault(contact_id, [])
-        waiting.append(tunnel)
         why_not = await self.hook.wake(
             contact_id=contact_id,
             routing_id=tunnel.routing_id,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from certificates import Certificate
+from yarl import URL
 
 from companion_push.companion.waking_client import open_waking
 from companion_push.tunnel_service import hook
@@ -23,6 +25,7 @@ from headless_passkey.text.base64url import from_base64url
 from tests.ports import reserved_port
 from tests.programs import run
 from tests.relay.account_service import AccountService, account_service, status
+from tests.tunnel_service.test_memory import UPGRADE
 
 SECRET = bytes(SECRET_SIZE)
 CONTACT = contact_id(SECRET)
@@ -150,6 +153,26 @@ async def test_so_many_requests_wait_for_one_phone_and_no_more(bench: Bench) -> 
             async with bench.device():
                 pytest.fail("opened")
         assert refused.value.status == 503
+
+
+@pytest.mark.threat("T16")
+async def test_so_many_requests_wait_and_no_more_where_all_come_at_once(bench: Bench) -> None:
+    await bench.register()
+    url = URL(contact_url(bench.base, CONTACT))
+    head = "".join(f"{name}: {value}\r\n" for name, value in contact_headers(PAYLOAD).items())
+    tls, count = bench.certificate.client_context(), 20
+    connections = [await asyncio.open_connection(url.host, url.port, ssl=tls) for _ in range(count)]
+    try:
+        for _, writer in connections:  # the service reads all of them in one turn of the event loop
+            writer.write(f"GET {url.path} HTTP/1.1\r\n{head}{UPGRADE}".encode())
+        answers = [await reader.readuntil(b"\r\n\r\n") for reader, _ in connections]
+        assert Counter(answer[9:12] for answer in answers) == {b"101": 3, b"503": count - 3}
+        for _ in range(3):
+            await bench.service.next()
+        assert bench.service.calls.empty()
+    finally:
+        for _, writer in connections:
+            writer.transport.abort()
 
 
 def test_an_application_is_made_without_a_running_loop(tmp_path: Path) -> None:
