@@ -411,11 +411,14 @@ async def _livez(_request: web.Request) -> web.Response:
 
 
 async def _readyz(request: web.Request) -> web.Response:
-    """Answer whether a proxy should send phones here: not while all tunnels are taken, nor when the service stops."""
+    """Answer whether a proxy should send phones here: not while all tunnels have both ends, nor when the service stops.
+
+    Tunnels that wait give way to new ones. If they counted, strangers who open nothing but those would have every node taken out.
+    """
     endpoints = request.app[_TUNNELS]
     if endpoints.stopping:
         return _refuse(TunnelRefusal.STOPPING, endpoints.limits)
-    if len(endpoints.rendezvous) >= endpoints.limits.tunnels:
+    if not endpoints.rendezvous.has_room():
         return _refuse(TunnelRefusal.FULL, endpoints.limits)
     return web.Response(status=204)
 

@@ -179,6 +179,11 @@ class Rendezvous:
         self._tunnels[tunnel_id] = tunnel
         return tunnel
 
+    def has_room(self) -> bool:
+        """Whether another tunnel may be opened, of an address that has few; at the cap in the place of one that waits."""
+        full = len(self._tunnels) >= self._limits.tunnels
+        return not full or not all(tunnel.joined for tunnel in self._tunnels.values())
+
     def join(self, routing_id: bytes, tunnel_id: bytes, *, now: float) -> Tunnel | TunnelRefusal:
         """Join the second end to its tunnel. A tunnel that ended, is taken or never was gives the same refusal."""
         tunnel = self._alive(tunnel_id, now)

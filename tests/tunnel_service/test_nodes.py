@@ -6,6 +6,7 @@ import ssl
 from pathlib import Path
 from typing import Final
 
+import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from certificates import Certificate
@@ -118,10 +119,29 @@ async def meet(base: str, tls: ssl.SSLContext, tunnel_id: bytes) -> int:
     return first.routing_id[0]
 
 
+def joined(first: aiohttp.ClientWebSocketResponse) -> str:
+    """The path at which the second end joins the tunnel that `first` has opened."""
+    return connect_url("", bytes.fromhex(first._response.headers[ROUTING_ID_HEADER]), bytes(16))
+
+
+@pytest.mark.threat("T17")
+async def test_a_node_is_ready_while_a_new_tunnel_takes_the_place_of_one_that_waits() -> None:
+    async with (
+        TestClient(TestServer(make_app(Limits(tunnels=1)))) as client,
+        client.ws_connect(new_url("", bytes(16)), protocols=["fido.cable"]) as waits,
+    ):
+        assert (await client.get("/readyz")).status == 204
+        async with client.ws_connect(new_url("", bytes([1]) * 16), protocols=["fido.cable"]):
+            assert (await waits.receive()).data == 1013
+
+
 async def test_a_node_without_room_is_not_ready_and_is_again_when_a_tunnel_ends() -> None:
     async with TestClient(TestServer(make_app(Limits(tunnels=1)))) as client:
         assert (await client.get("/readyz")).status == 204
-        async with client.ws_connect(new_url("", bytes(16)), protocols=["fido.cable"]) as first:
+        async with (
+            client.ws_connect(new_url("", bytes(16)), protocols=["fido.cable"]) as first,
+            client.ws_connect(joined(first), protocols=["fido.cable"]),
+        ):
             full = await client.get("/readyz")
             assert (full.status, full.headers["Retry-After"]) == (503, "5")
             assert (await client.get("/livez")).status == 204
