@@ -403,9 +403,9 @@ class Websocket(asyncio.Protocol):
         self._is_pinged = False
         left = self._silence if self._stopped else self._heard + self._silence - now
         if left <= 0:
-            self._is_pinged = True
             left = self._silence / 2
             if not self.full:  # else it is missed by what it has not taken
+                self._is_pinged = True
                 self.send(Opcode.PING, b"")
         self._timer = self._loop.call_later(left, self._look)
 

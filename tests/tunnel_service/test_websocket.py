@@ -154,6 +154,31 @@ async def test_who_answers_a_ping_in_the_millisecond_in_which_it_was_sent_is_not
     await gone.wait()
 
 
+async def test_who_takes_what_was_sent_is_pinged_before_it_is_missed() -> None:
+    loop = asyncio.get_running_loop()
+    clock, tunnel, wire, gone = LoopClock(loop), Unheard(), Wire(), asyncio.Event()
+    clock.stop()
+    end = Websocket(tunnel, message_size=1 << 16, silence=100)
+    wire.set_protocol(end)
+    end.begin(wire, bytearray(), gone.set)
+
+    async def passes(seconds: float) -> None:
+        clock.passes(seconds)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    end.pause_writing()  # a long message is on its way to it just when it would be pinged
+    await passes(101)
+    end.resume_writing()
+    assert wire.said == b""
+    await passes(51)
+    assert (tunnel.silences, bytes(wire.said)) == (0, b"\x89\0")
+    await passes(51)
+    assert tunnel.silences == 1
+    wire.abort()
+    await gone.wait()
+
+
 @pytest.mark.threat("T17")
 @pytest.mark.parametrize("more", [0, 1])
 async def test_of_what_comes_with_the_request_no_more_waits_than_of_what_comes_later(more: int) -> None:
