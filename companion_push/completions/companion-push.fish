@@ -220,7 +220,7 @@ complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l li
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l silence -x -d 'seconds until an end that says nothing is pinged; it has half as many to answer (default: 20)'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l tunnels -x -d 'tunnels at a time (default: 960)'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l tunnels-per-address -x -d 'tunnels at a time opened from one address (default: 256)'
-complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l in-flight -x -d 'MiB that ends have sent and others not yet taken, in all tunnels together; one tunnel may hold 128 KiB (default: 32)'
+complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l in-flight -x -d 'MiB that ends have sent and others not yet taken, in all tunnels together, parts of messages too; one tunnel may hold 128 KiB of whole ones (default: 32)'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l rate -x -d 'requests a minute from one address (default: 600)'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l node -x -d '0 to 255: the first byte of the routing IDs that it gives, by which a proxy finds it among several'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l drain -x -d 'seconds that open tunnels have to end at SIGTERM, while new ones are refused; a second signal ends them at once (default: 5)'

@@ -650,7 +650,7 @@ _shtab_companion_push_tunnel_service_options=(
   "--silence[seconds until an end that says nothing is pinged\; it has half as many to answer (default\: 20)]:S:"
   "--tunnels[tunnels at a time (default\: 960)]:N:"
   "--tunnels-per-address[tunnels at a time opened from one address (default\: 256)]:N:"
-  "--in-flight[MiB that ends have sent and others not yet taken, in all tunnels together\; one tunnel may hold 128 KiB (default\: 32)]:MIB:"
+  "--in-flight[MiB that ends have sent and others not yet taken, in all tunnels together, parts of messages too\; one tunnel may hold 128 KiB of whole ones (default\: 32)]:MIB:"
   "--rate[requests a minute from one address (default\: 600)]:N:"
   "--node[0 to 255\: the first byte of the routing IDs that it gives, by which a proxy finds it among several]:N:"
   "--drain[seconds that open tunnels have to end at SIGTERM, while new ones are refused\; a second signal ends them at once (default\: 5)]:S:"

@@ -283,7 +283,13 @@ class TunnelEndpoints:
     def _made(self, tunnel: Tunnel, *, signal: bool = False) -> OpenTunnel:
         """signal: tell the first end when the second one has come."""
         opened = OpenTunnel(
-            tunnel, self.hold, self.rendezvous.let_go, self.rendezvous.end, self._over, signal=signal
+            tunnel,
+            self.hold,
+            self.rendezvous.let_go,
+            self.rendezvous.end,
+            self._over,
+            wait=self.wait,
+            signal=signal,
         )
         self._open[tunnel] = opened
         return opened
@@ -317,6 +323,11 @@ class TunnelEndpoints:
     def hold(self, tunnel: Tunnel, size: int) -> None:
         """Count the bytes of a message in flight, and end the tunnel that is evicted for them."""
         self.rendezvous.hold(tunnel, size)
+        self._end_evicted()
+
+    def wait(self, tunnel: Tunnel, more: int) -> None:
+        """Count the bytes of an end that wait to be read, and end the tunnel that is evicted for them."""
+        self.rendezvous.wait(tunnel, more)
         self._end_evicted()
 
     def trace(self, answer: Upgraded, span: Span) -> None:

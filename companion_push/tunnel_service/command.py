@@ -77,8 +77,8 @@ def add_parser(subparsers: Any) -> None:
         metavar="MIB",
         type=count,
         default=defaults.in_flight_of_all >> 20,
-        help="MiB that ends have sent and others not yet taken, in all tunnels together; one tunnel may hold 128 KiB"
-        " (default: %(default)s)",
+        help="MiB that ends have sent and others not yet taken, in all tunnels together, parts of messages too; one tunnel may hold"
+        " 128 KiB of whole ones (default: %(default)s)",
     )
     parser.add_argument(
         "--rate",

@@ -18,9 +18,11 @@ class TunnelMetrics:
         self.loop_lag = LoopLag(registry, "companion_push")
         place: Any = {"namespace": "companion_push", "subsystem": "tunnels", "registry": registry}
         Gauge("open", "Open tunnels, with one end or two.", **place).set_function(lambda: len(rendezvous))
-        Gauge("in_flight_bytes", "Bytes that ends have sent and others not yet taken.", **place).set_function(
-            lambda: rendezvous.in_flight
-        )
+        Gauge(
+            "in_flight_bytes",
+            "Bytes that ends have sent and others not yet taken, parts of messages too.",
+            **place,
+        ).set_function(lambda: rendezvous.in_flight)
         self._refused = Counter("refused", "Connections that were refused, by reason.", ["reason"], **place)
         self._ended = Counter("ended", "Tunnels that have ended, by reason.", ["reason"], **place)
         self._messages = Counter("messages", "Messages that ended tunnels have carried.", **place)

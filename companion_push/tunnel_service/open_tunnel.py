@@ -54,7 +54,9 @@ class OpenTunnel:
         "_look",
         "_over",
         "_signal",
+        "_unread",
         "_unsent",
+        "_wait",
         "_websockets",
         "coming",
         "ending",
@@ -69,19 +71,21 @@ class OpenTunnel:
         ended: Callable[[Tunnel], None],
         over: Callable[["OpenTunnel"], None],
         *,
+        wait: Callable[[Tunnel, int], None],
         signal: bool = False,
     ) -> None:
-        """hold, let_go: count the bytes in flight of all tunnels. ended: nobody may join any more. over: the connections are lost too.
+        """hold, let_go, wait: count the bytes in flight of all tunnels. ended: nobody may join any more. over: the connections are lost too.
         signal: tell the first end when the second has come.
         """
         self.tunnel = tunnel
-        self._hold, self._let_go, self._ended = hold, let_go, ended
+        self._hold, self._let_go, self._wait, self._ended = hold, let_go, wait, ended
         self._over: Callable[[OpenTunnel], None] | None = over
         self._signal = signal
         self.coming = 0  # ends whose upgrade is being answered
         self._websockets: list[Websocket | None] = [None, None]  # by `End`; one that is lost stays
         self._early: list[bytes] = []  # what the first end said before the second one was there
         self._unsent = [0, 0]  # bytes that each end has not taken
+        self._unread = [0, 0]  # bytes of each end that wait for the rest of their message, or to be read
         loop = asyncio.get_running_loop()
         self.ending: Ending | None = None
         self._deadline: asyncio.TimerHandle | None = loop.call_at(tunnel.deadline, self._too_late)
@@ -166,6 +170,11 @@ class OpenTunnel:
     def silent(self, websocket: Websocket) -> None:
         self.end(_silent(self._end_of(websocket), "an end went silent"))
         websocket.abort()
+
+    def waits(self, websocket: Websocket, size: int) -> None:
+        end = self._end_of(websocket)
+        more, self._unread[end] = size - self._unread[end], size
+        self._wait(self.tunnel, more)
 
     def flow(self, websocket: Websocket) -> None:
         end = self._end_of(websocket)

@@ -31,7 +31,7 @@ class Limits:
     in_flight: int = (
         1 << 17
     )  # bytes of one tunnel that one end has sent and the other has not taken, in both directions
-    in_flight_of_all: int = 32 << 20  # the same of all tunnels together
+    in_flight_of_all: int = 32 << 20  # the same of all tunnels together, parts of messages too
     silence: float = (
         20  # seconds without a message after which an end is pinged; it has half as many to answer
     )
@@ -94,7 +94,8 @@ class Tunnel:
     messages: list[int] = field(default_factory=lambda: [0, 0])
     sizes: list[int] = field(default_factory=lambda: [0, 0])
     controls: list[int] = field(default_factory=lambda: [0, 0])
-    held: int = 0  # bytes in flight
+    held: int = 0  # bytes in flight, of messages
+    unread: int = 0  # bytes that have come and are no whole message yet, or wait their turn
     ended: bool = False  # nothing of it counts any more
 
     @property
@@ -197,21 +198,15 @@ class Rendezvous:
 
         When all tunnels together hold too much, one is evicted: of the address that holds most, the one that holds most.
         """
-        if tunnel.ended:
-            return
-        tunnel.held += size
-        self.in_flight += size
-        if self.in_flight > self._limits.in_flight_of_all:
-            by_address: Counter[str] = Counter()
-            for each in self._tunnels.values():
-                by_address[each.neighbourhood] += each.held
-            ((busiest, _),) = by_address.most_common(1)
-            evicted = max(
-                (each for each in self._tunnels.values() if each.neighbourhood == busiest),
-                key=lambda each: each.held,
-            )
-            self.end(evicted)
-            self.evicted.append(evicted)
+        if not tunnel.ended:
+            tunnel.held += size
+            self._count(size)
+
+    def wait(self, tunnel: Tunnel, more: int) -> None:
+        """Count so many more bytes as unread, or fewer; a tunnel may be evicted for them as for a message (`hold`)."""
+        if not tunnel.ended:
+            tunnel.unread += more
+            self._count(more)
 
     def let_go(self, tunnel: Tunnel, size: int) -> None:
         """Count the bytes of a message that its receiver has taken."""
@@ -225,8 +220,22 @@ class Rendezvous:
         if tunnel.ended:
             return
         del self._tunnels[tunnel.tunnel_id]
-        self.in_flight -= tunnel.held
+        self.in_flight -= tunnel.held + tunnel.unread
         tunnel.ended = True
+
+    def _count(self, more: int) -> None:
+        self.in_flight += more
+        if self.in_flight > self._limits.in_flight_of_all:
+            by_address: Counter[str] = Counter()
+            for each in self._tunnels.values():
+                by_address[each.neighbourhood] += each.held + each.unread
+            ((busiest, _),) = by_address.most_common(1)
+            evicted = max(
+                (each for each in self._tunnels.values() if each.neighbourhood == busiest),
+                key=lambda each: each.held + each.unread,
+            )
+            self.end(evicted)
+            self.evicted.append(evicted)
 
     def _alive(self, tunnel_id: bytes, now: float) -> Tunnel | None:
         tunnel = self._tunnels.get(tunnel_id)

@@ -70,6 +70,9 @@ class Listener(Protocol):
     def silent(self, websocket: "Websocket") -> None:
         """The peer answers no ping."""
 
+    def waits(self, websocket: "Websocket", size: int) -> None:
+        """So many bytes have been read and not been told, such as a message whose rest has not come. It is told when that changes."""
+
     def flow(self, websocket: "Websocket") -> None:
         """The peer takes what was sent, or takes no more for now (`full`)."""
 
@@ -123,6 +126,7 @@ class Websocket(asyncio.Protocol):
         "_skip",
         "_stopped",
         "_timer",
+        "_told",
         "_transport",
         "_whole",
         "_wide",
@@ -148,6 +152,7 @@ class Websocket(asyncio.Protocol):
         self._rest = bytearray()  # that was read, and is not parsed yet
         self._whole: list[bytes] | None = None  # the parts of a message that is not complete
         self._wide = 0  # their bytes
+        self._told = 0  # how much was unread when the listener was told last
         self._skip = 0  # bytes that come next and belong to a message that is not taken
         self._deaf = False  # nothing that comes can be read any more
         self._stopped = False  # nothing is read
@@ -259,10 +264,11 @@ class Websocket(asyncio.Protocol):
                 used = self._take(self._rest)
                 del self._rest[:used]
             self._bound_the_rest()
-            return
-        used = self._take(data)
-        if used < len(data):
-            self._rest += memoryview(data)[used:]
+        else:
+            used = self._take(data)
+            if used < len(data):
+                self._rest += memoryview(data)[used:]
+        self._tell_unread(self.unread)
 
     def _go_on_soon(self) -> None:
         if self._looking is None:
@@ -274,6 +280,7 @@ class Websocket(asyncio.Protocol):
         used = self._take(self._rest)
         del self._rest[:used]
         self._bound_the_rest()  # of what came with the request, too
+        self._tell_unread(self.unread)
         transport = self._transport
         if self._stopped or self._looking is not None or transport is None or transport.is_closing():
             return
@@ -282,6 +289,11 @@ class Websocket(asyncio.Protocol):
     def _bound_the_rest(self) -> None:
         if self._stopped and len(self._rest) > READ_AHEAD:
             self._broke(WSCloseCode.POLICY_VIOLATION, "too much at once")
+
+    def _tell_unread(self, size: int) -> None:
+        if size != self._told and self._listener is not None:
+            self._told = size
+            self._listener.waits(self, size)
 
     def _take(self, data: bytes | bytearray) -> int:
         """Take the frames in `data`, and return how many of its bytes have been used."""
@@ -368,6 +380,8 @@ class Websocket(asyncio.Protocol):
             self._message(message)
 
     def _message(self, data: bytes) -> None:
+        if self._told:
+            self._tell_unread(0)  # what waited is told now, or is told of anew
         if self._listener is not None and not self._closing:
             self._listener.message(self, data)
 

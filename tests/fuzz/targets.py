@@ -381,6 +381,7 @@ class _Told:
 
     def __init__(self) -> None:
         self.said: list[object] = []
+        self.unread = 0
 
     def message(self, _websocket: Websocket, data: bytes) -> None:
         assert len(data) <= _LONGEST
@@ -400,6 +401,10 @@ class _Told:
     def silent(self, websocket: Websocket) -> None:
         raise AssertionError(websocket)
 
+    def waits(self, _websocket: Websocket, size: int) -> None:
+        assert size != self.unread
+        self.unread = size
+
     def flow(self, websocket: Websocket) -> None:
         raise AssertionError(websocket)
 
@@ -415,7 +420,7 @@ async def _said(parts: Sequence[bytes]) -> list[object]:
         websocket.data_received(part)
         while websocket._looking is not None:  # noqa: ASYNC110  others have their turn
             await asyncio.sleep(0)
-        assert websocket.unread <= 2 * _LONGEST + 14
+        assert websocket.unread == told.unread <= 2 * _LONGEST + 14
     said = list(told.said)
     websocket.connection_lost(None)
     return said

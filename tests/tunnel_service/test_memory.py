@@ -147,13 +147,47 @@ async def test_a_flood_of_empty_frames_is_not_taken_in(monkeypatch: pytest.Monke
 async def test_a_tunnel_that_holds_most_makes_room_for_others_and_is_told_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with serving(monkeypatch, in_flight_of_all=100_000, messages=1 << 20, size=1 << 30) as service:
+    async with serving(monkeypatch, in_flight_of_all=200_000, messages=1 << 20, size=1 << 30) as service:
         greedy, silent = await service.both(1)
         await stuffed([greedy], 60_000)
-        assert service.endpoints.rendezvous.in_flight == 60_000
-        early = await Silent.call(service.port, f"/cable/new/{2:032X}")
-        early.send(50_000)
+        rendezvous = service.endpoints.rendezvous
+        # a message that is not taken, and what has been read behind it
+        assert 60_000 <= rendezvous.in_flight <= 60_000 + READ_AHEAD
+        early = [await Silent.call(service.port, f"/cable/new/{number:032X}") for number in (2, 3, 4)]
+        for end in early:
+            end.send(50_000)
         assert await greedy.code() == 1013
-        assert service.endpoints.rendezvous.in_flight == 50_000
-        for end in (greedy, silent, early):
+        assert rendezvous.in_flight == 150_000
+        for end in (greedy, silent, *early):
             end.writer.transport.abort()
+
+
+@pytest.mark.threat("T9")
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize("first_byte", [0x82, 0x02], ids=["of one frame", "of two frames"])
+async def test_what_has_come_of_a_message_is_in_flight_until_its_rest_has_come(
+    first_byte: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(monkeypatch, in_flight_of_all=150_000) as service:
+        rendezvous = service.endpoints.rendezvous
+        ends = [end for number in range(2) for end in await service.both(number)]
+        size = 60_000
+        begun = bytes([first_byte, 0xFE]) + size.to_bytes(2, "big") + bytes(4) + bytes(size - 1)
+        for end in ends[:2]:
+            end.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            end.writer.write(begun)
+        while rendezvous.in_flight < 2 * (size - 1):  # noqa: ASYNC110  the service tells nobody
+            await asyncio.sleep(0.001)
+        held = rendezvous.in_flight
+        ends[0].writer.write(bytes(1))  # a message is whole, or its first part
+        if first_byte == 0x02:
+            ends[0].send(0, opcode=0)
+        while rendezvous.in_flight > held // 2:  # noqa: ASYNC110  as above
+            await asyncio.sleep(0.001)
+        for end in ends[2:]:
+            end.writer.write(begun)
+        assert await ends[2].code() == 1013  # the tunnel that holds most
+        assert rendezvous.in_flight == held // 2
+        for end in ends:
+            end.writer.transport.abort()
+    assert rendezvous.in_flight == 0

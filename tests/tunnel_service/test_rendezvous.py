@@ -174,14 +174,18 @@ def test_when_all_tunnels_hold_too_much_the_address_that_holds_most_loses_the_tu
     here = Opening(Limits(in_flight_of_all=100))
     for number, address in ((1, "192.0.2.1"), (2, "192.0.2.2"), (3, "192.0.2.2"), (4, "192.0.2.4")):
         here.open(number, address)
-    for number, size in ((1, 30), (2, 15), (3, 20), (4, 35)):
+    for number, size in ((1, 30), (2, 15), (3, 5), (4, 35)):
         here.rendezvous.hold(here.tunnels[number], size)
+    for more in (9, -2, 8):  # of a message whose rest has not come
+        here.rendezvous.wait(here.tunnels[3], more)
+    assert here.rendezvous.in_flight == 100
     assert here.evicted() == []
     here.rendezvous.hold(here.tunnels[2], 1)  # 36 of two tunnels, against 35 of one
     assert here.evicted() == [3]
     assert here.rendezvous.in_flight == 81
     here.rendezvous.let_go(here.tunnels[3], 20)  # what is ended no longer counts
     here.rendezvous.hold(here.tunnels[3], 50)
+    here.rendezvous.wait(here.tunnels[3], 50)
     for number in (1, 2, 3, 4):
         here.rendezvous.end(here.tunnels[number])
     assert here.rendezvous.in_flight == 0
