@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
@@ -47,12 +47,16 @@ from headless_passkey.webauthn.extensions import (
 from headless_passkey.webauthn.origins import RelatedOrigins, check_origin, host_of, is_within
 
 MAX_JSON_SIZE: Final = 64 * 1024
+MAX_REQUEST_SIZE: Final = (
+    65_000  # bytes of CBOR, which fit into a message of 64 KiB with type, command, padding and tag
+)
 DEFAULT_ALGORITHMS: Final = (-7, -257)  # WebAuthn's default for an empty list: ES256, RS256
 
 _REQUIREMENTS: Final = ("required", "preferred", "discouraged")
 _CONVEYANCES: Final = ("none", "indirect", "direct", "enterprise")
 _HINTS: Final = ("security-key", "client-device", "hybrid")
 _NUMBER: Final = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+_Request = TypeVar("_Request", GetAssertionRequest, MakeCredentialRequest)
 _USER_PRESENT, _USER_VERIFIED, _ATTESTED, _EXTENSIONS = 0x01, 0x04, 0x40, 0x80
 
 
@@ -125,12 +129,14 @@ class AuthenticationOptions:
         """Make the CTAP request. phone: its getInfo; None takes it to support everything."""
         _check_can(phone, "uv", self.user_verification)
         wanted = self.user_verification != "discouraged" or self.extensions.prf is not None
-        return GetAssertionRequest(
-            rp_id=self.rp_id,
-            client_data_hash=hashlib.sha256(self.client_data).digest(),
-            allow_list=self.allow_list,
-            extensions=self.extensions.ctap_inputs(phone),
-            user_verification=wanted and _can(phone, "uv"),
+        return _sendable(
+            GetAssertionRequest(
+                rp_id=self.rp_id,
+                client_data_hash=hashlib.sha256(self.client_data).digest(),
+                allow_list=self.allow_list,
+                extensions=self.extensions.ctap_inputs(phone),
+                user_verification=wanted and _can(phone, "uv"),
+            )
         )
 
     def accept(self, payload: bytes, _peer: GetInfoResponse | None = None) -> Credential:
@@ -244,16 +250,18 @@ class RegistrationOptions:
         """Make the CTAP request. phone: its getInfo; None takes it to support everything."""
         _check_can(phone, "uv", self.user_verification)
         _check_can(phone, "rk", self.resident_key)
-        return MakeCredentialRequest(
-            client_data_hash=hashlib.sha256(self.client_data).digest(),
-            rp_id=self.rp_id,
-            rp_name=self.rp_name,
-            user=self.user,
-            algorithms=self.algorithms,
-            exclude_list=self.exclude_list,
-            extensions=self.extensions.ctap_inputs(phone),
-            resident_key=self._asks_resident_key(phone),
-            user_verification=self._asks_user_verification(phone),
+        return _sendable(
+            MakeCredentialRequest(
+                client_data_hash=hashlib.sha256(self.client_data).digest(),
+                rp_id=self.rp_id,
+                rp_name=self.rp_name,
+                user=self.user,
+                algorithms=self.algorithms,
+                exclude_list=self.exclude_list,
+                extensions=self.extensions.ctap_inputs(phone),
+                resident_key=self._asks_resident_key(phone),
+                user_verification=self._asks_user_verification(phone),
+            )
         )
 
     def _asks_resident_key(self, phone: GetInfoResponse | None) -> bool:
@@ -451,6 +459,17 @@ def _check_can(phone: GetInfoResponse | None, option: str, requirement: str) -> 
             f"the options require {what}, which this phone does not offer",
             reason=ProtocolReason.UNSUPPORTED_OPTIONS,
         )
+
+
+def _sendable(request: _Request) -> _Request:
+    """The request, where a message can carry it: tunnel services take 64 KiB, and so do direct channels."""
+    size = len(request.encode())
+    if size > MAX_REQUEST_SIZE:
+        raise RemoteProtocolError(
+            f"the options make a request of {size} bytes, and a phone is sent at most {MAX_REQUEST_SIZE}",
+            reason=ProtocolReason.TOO_LONG,
+        )
+    return request
 
 
 def _hints(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -37,12 +37,15 @@ from headless_passkey.hybrid.ctap2 import (
     MakeCredentialResponse,
     User,
 )
+from headless_passkey.hybrid.data_channel import MAX_DIRECT_MESSAGE_SIZE
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.keys import CURVE, uncompressed
+from headless_passkey.hybrid.messages import MessageType, frame, pad
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.webauthn.extensions import RegistrationExtensions
 from headless_passkey.webauthn.options import (
     MAX_JSON_SIZE,
+    MAX_REQUEST_SIZE,
     AuthenticationOptions,
     AuthenticatorData,
     RegistrationOptions,
@@ -280,6 +283,23 @@ def test_names_that_are_absent_fall_back() -> None:
     assert (options.rp_name, options.user.display_name) == (RP_ID, "alice")
     empty = registration(rp={"id": RP_ID, "name": ""}, user={"id": "AQ", "name": "alice", "displayName": ""})
     assert (empty.rp_name, empty.user.display_name) == (RP_ID, "alice")
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    ("options", "listing"), [(authentication, "allowCredentials"), (registration, "excludeCredentials")]
+)
+def test_options_make_a_request_that_a_message_can_carry_or_are_refused(
+    options: Callable[..., AuthenticationOptions | RegistrationOptions], listing: str
+) -> None:
+    def with_id(size: int) -> AuthenticationOptions | RegistrationOptions:
+        return options(**{listing: [{"type": "public-key", "id": base64url(bytes(size))}]})
+
+    longest = MAX_REQUEST_SIZE - len(with_id(60_000).ctap_request().encode()) + 60_000
+    plaintext = frame(MessageType.CTAP, b"\x01" + with_id(longest).ctap_request().encode())
+    assert len(pad(plaintext)) + 16 <= MAX_DIRECT_MESSAGE_SIZE
+    with pytest.raises(RemoteProtocolError, match="65001 bytes"):
+        with_id(longest + 1).ctap_request()
 
 
 def test_an_rp_id_that_is_absent_is_the_origins_host() -> None:
