@@ -40,6 +40,7 @@ class SocketChannel:
         """descriptor: of a connected socket, which this object owns. mtu: of the peer."""
         self._descriptor: int | None = descriptor
         self._mtu = max(mtu, MIN_MTU)
+        self._waiting: set[asyncio.Future[None]] = set()  # of calls that wait for the descriptor
 
     @property
     def mtu(self) -> int:
@@ -55,17 +56,27 @@ class SocketChannel:
         return sdu
 
     async def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(descriptor)  # before its number is another file's
+        loop.remove_writer(descriptor)
+        os.close(descriptor)
+        for ready in self._waiting:
+            if not ready.done():
+                ready.set_result(None)
+        self._waiting.clear()
 
     async def _when_ready(self, use: Callable[[int], _T], *, writing: bool) -> _T:
-        if self._descriptor is None:
-            raise _closed()
-        try:
-            return await _when_ready(self._descriptor, use, writing=writing)
-        except OSError as error:
-            raise _broken(error) from error
+        while self._descriptor is not None:
+            try:
+                return use(self._descriptor)
+            except BlockingIOError:
+                await _ready(self._descriptor, writing=writing, waiting=self._waiting)
+            except OSError as error:
+                raise _broken(error) from error
+        raise _closed()
 
 
 class SocketListener:
@@ -231,9 +242,14 @@ async def _when_ready(descriptor: int, use: Callable[[int], _T], *, writing: boo
             await _ready(descriptor, writing=writing)
 
 
-async def _ready(descriptor: int, *, writing: bool) -> None:
+async def _ready(
+    descriptor: int, *, writing: bool, waiting: "set[asyncio.Future[None]] | None" = None
+) -> None:
+    """Wait until a descriptor is ready. waiting: holds a future meanwhile; whoever closes the descriptor takes it out."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
+    waiting = set() if waiting is None else waiting
+    waiting.add(ready)
 
     def wake() -> None:
         if not ready.done():
@@ -243,7 +259,9 @@ async def _ready(descriptor: int, *, writing: bool) -> None:
     try:
         await ready
     finally:
-        (loop.remove_writer if writing else loop.remove_reader)(descriptor)
+        if ready in waiting:
+            waiting.remove(ready)
+            (loop.remove_writer if writing else loop.remove_reader)(descriptor)
 
 
 def _closed() -> TransportError:

@@ -79,15 +79,38 @@ async def test_the_peers_close_and_our_own_are_the_end() -> None:
         await channel.send(b"x")
 
 
+async def test_our_close_wakes_whoever_waits_and_leaves_the_next_file_of_that_number_alone() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        channel, peer = ends()
+        descriptor = channel._descriptor
+        assert descriptor is not None
+        waiting = [asyncio.create_task(channel.receive()), asyncio.create_task(flooding(channel))]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await channel.close()
+        os.dup2(near.fileno(), descriptor)
+        heard = asyncio.Event()
+        asyncio.get_running_loop().add_reader(descriptor, heard.set)
+        for task in waiting:
+            with pytest.raises(TransportError, match="closed"):
+                await task
+        far.send(b"x")
+        await heard.wait()
+        asyncio.get_running_loop().remove_reader(descriptor)
+        os.close(descriptor)
+        os.close(peer)
+
+
+async def flooding(channel: SocketChannel) -> None:
+    while True:
+        await channel.send(bytes(MTU))
+
+
 @pytest.mark.threat("T12")
 async def test_a_peer_that_never_reads_holds_only_its_sender() -> None:
     channel, peer = ends()
-
-    async def flood() -> None:
-        while True:
-            await channel.send(bytes(MTU))
-
-    sending = asyncio.create_task(flood())
+    sending = asyncio.create_task(flooding(channel))
     for _ in range(10):
         await asyncio.sleep(0)
     assert not sending.done()
