@@ -51,7 +51,7 @@ _CLOSED: Final[dict[tuple[int | None, str | None], str]] = {
     (
         WSCloseCode.TRY_AGAIN_LATER,
         "",
-    ): "it takes no more contact IDs of this address for now (close code 1013)",
+    ): "it has no room for this phone, or for a new contact ID, for now (close code 1013)",
 }
 
 

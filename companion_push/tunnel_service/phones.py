@@ -1,7 +1,8 @@
 """The phones that can be woken: their websockets at ``/cable/phone``, and which contact IDs each has registered.
 
 What phone and service say to each other is in `companion_push.waking`. A contact ID belongs to the connection that
-registered it last, and when that one ends to the one before. Logs hold counts, and never an ID.
+registered it last, and when that one ends to the one before. Where there are as many as may be, the address that has most gives one up
+for an address that has few (docs/adr/0063). Logs hold counts, and never an ID.
 """
 
 import asyncio
@@ -98,7 +99,7 @@ class Phones:
         self._called: Phone | None = None  # stands for all that the hook has woken
         self._known, self._silence = known, silence
         self._limits: ContactLimits = known.limits
-        self._phones: set[Phone] = set()
+        self._phones: dict[Phone, None] = {}  # in the order in which they came
         self._by_contact: dict[bytes, list[Phone]] = {}  # the last is woken
         self._requests = Buckets(self._limits.requests_per_contact, 60)
 
@@ -171,23 +172,48 @@ class Phones:
         if not upgrades(websocket, request):
             return problem(400, "expected a websocket upgrade")
         phone = Phone(neighbourhood=neighbourhood(request.remote or ""))
-        there = Counter(each.neighbourhood for each in self._phones)
-        if (
-            len(self._phones) >= self._limits.phones
-            or there[phone.neighbourhood] >= self._limits.phones_per_address
-        ):
+        if not self._make_room(phone.neighbourhood):
             return TunnelRefusal.TOO_MANY_PHONES
-        self._phones.add(phone)
+        self._phones[phone] = None
         try:
             await websocket.prepare(request)
             await self._converse(phone, websocket, request)
         finally:
-            self._phones.remove(phone)
-            for each in phone.contact_ids:
-                self._by_contact[each].remove(phone)
-                if not self._by_contact[each]:
-                    del self._by_contact[each]
+            self._remove(phone)
         return websocket
+
+    def _make_room(self, place: str) -> bool:
+        """Make room for one more phone of an address; False where there is none.
+
+        At the cap of all, the address that has most gives one up, unless it had fewer than `place` then. There the oldest goes that
+        would be woken for nothing, else the one that came last.
+        """
+        there = Counter(each.neighbourhood for each in self._phones)
+        if there[place] >= self._limits.phones_per_address:
+            return False
+        if len(self._phones) < self._limits.phones:
+            return True
+        ((busiest, most),) = there.most_common(1)
+        if most - 1 < there[place] + 1:
+            return False
+        phones = [phone for phone in self._phones if phone.neighbourhood == busiest]
+        evicted = next((phone for phone in phones if not self._is_woken(phone)), phones[-1])
+        self._remove(evicted)
+        evicted.end(WSCloseCode.TRY_AGAIN_LATER)
+        return True
+
+    def _is_woken(self, phone: Phone) -> bool:
+        """Whether a contact request may be for this connection: it has a contact ID that no later one has registered."""
+        return any(self._by_contact[each][-1] is phone for each in phone.contact_ids)
+
+    def _remove(self, phone: Phone) -> None:
+        """Take a connection out of the books: it is not woken any more. A second time does nothing."""
+        self._phones.pop(phone, None)
+        for each in phone.contact_ids:
+            self._by_contact[each].remove(phone)
+            if not self._by_contact[each]:
+                del self._by_contact[each]
+        phone.contact_ids.clear()
 
     async def _converse(self, phone: Phone, websocket: web.WebSocketResponse, request: web.Request) -> None:
         listening = asyncio.create_task(self._listen(phone, websocket, request.remote or ""))
@@ -195,6 +221,7 @@ class Phones:
         try:
             code, reason = await asyncio.shield(phone.ending)
         finally:
+            self._remove(phone)  # at once: a device that asks for it now is not to wait for it
             await end_quietly(listening, speaking)
         try:
             async with asyncio.timeout(2 * CLOSE_TIMEOUT):  # aiohttp's own limit is for the answer alone
@@ -202,7 +229,7 @@ class Phones:
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()
-        logger.info("a phone left that could be woken; %d are there", len(self._phones) - 1)
+        logger.info("a phone left that could be woken; %d are there", len(self._phones))
 
     async def _listen(self, phone: Phone, websocket: web.WebSocketResponse, address: str) -> None:
         """Do what the phone asks for, until it leaves or breaks a rule."""
@@ -258,6 +285,8 @@ class Phones:
             return WSCloseCode.POLICY_VIOLATION
         if not await self._known.add(contact_ids, address=address, now=now):
             return WSCloseCode.TRY_AGAIN_LATER
+        if phone.ending.done():  # meanwhile
+            return None
         for each in dict.fromkeys(contact_ids):
             holders = self._by_contact.setdefault(each, [])
             if each in phone.contact_ids:

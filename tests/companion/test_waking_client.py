@@ -66,7 +66,10 @@ NOT_TAKEN = f"{CLOSED}: it does not take what this phone sends (close code %d)"
         (b"\x03\xf0", NOT_TAKEN % 1008),
         (b"\x03\xf1", NOT_TAKEN % 1009),
         (b"\x03\xf3", f"{CLOSED}: something failed there (close code 1011)"),
-        (b"\x03\xf5", f"{CLOSED}: it takes no more contact IDs of this address for now (close code 1013)"),
+        (
+            b"\x03\xf5",
+            f"{CLOSED}: it has no room for this phone, or for a new contact ID, for now (close code 1013)",
+        ),
         (b"\x0f\xa1", f"{CLOSED}: close code 4001"),
         (b"", f"{CLOSED}: it does not say why"),
         (None, "the connection over which the tunnel service localhost wakes this phone broke off"),

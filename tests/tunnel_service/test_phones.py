@@ -5,9 +5,10 @@ import contextlib
 import hashlib
 import logging
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -17,6 +18,8 @@ from certificates import Certificate
 
 from companion_push.tunnel_service.app import _TUNNELS, TunnelEndpoints, drain, make_app
 from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
+from companion_push.tunnel_service.phones import Phone as Connection
+from companion_push.tunnel_service.phones import Phones
 from companion_push.tunnel_service.rendezvous import Limits
 from companion_push.waking import (
     PATH,
@@ -35,7 +38,7 @@ from headless_passkey.hybrid.tunnel_url import connect_url, contact_url
 from headless_passkey.net.tunnel import Tunnel, open_tunnel
 from tests.open_things import Handlers, Interruption, cancel_everywhere, waiting
 
-SECRET, OTHER = bytes(range(32)), bytes(32)
+SECRET, OTHER, THIRD, FOURTH = bytes(range(32)), bytes(32), bytes([3]) * 32, bytes([4]) * 32
 PAYLOAD = bytes(range(33))
 PATIENCE = 60.0  # seconds: a safety net, so that a hang is a failure
 
@@ -52,6 +55,12 @@ class Service:
     @property
     def endpoints(self) -> TunnelEndpoints:
         return self.app[_TUNNELS]
+
+    @asynccontextmanager
+    async def from_address(self, address: str) -> AsyncIterator["Service"]:
+        """The same service, called from another address of this machine."""
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=(address, 0))) as session:
+            yield replace(self, session=session)
 
     @asynccontextmanager
     async def phone(self, *secrets: bytes) -> AsyncIterator["Phone"]:
@@ -362,6 +371,77 @@ async def test_so_many_phones_are_there_at_a_time(start: Start, limit: str) -> N
             async with service.phone():
                 pass
         assert refused.value.status == 503
+
+
+@pytest.mark.threat("T17")
+async def test_where_all_phones_are_there_the_address_with_most_gives_way_to_one_with_few(
+    start: Start,
+) -> None:
+    async with (
+        start(phones=3) as service,
+        service.from_address("127.0.0.2") as elsewhere,
+        service.phone(SECRET),
+        service.phone(OTHER),
+        service.phone(THIRD) as last,
+        elsewhere.phone(FOURTH),
+    ):
+        assert await last.closed() == 1013
+        for caller in (service, elsewhere):  # two are of one address and one of the other: it stays so
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                async with caller.phone():
+                    pass
+            assert refused.value.status == 503
+        statuses = [(await service.contact(each))[0] for each in (SECRET, OTHER, THIRD, FOURTH)]
+        assert statuses == [101, 101, 503, 101]
+
+
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize("useless", [(), (OTHER,)], ids=["registered nothing", "registered anew by another"])
+async def test_of_the_address_with_most_the_phone_goes_that_would_be_woken_for_nothing(
+    start: Start, useless: tuple[bytes, ...]
+) -> None:
+    async with (
+        start(phones=3) as service,
+        service.from_address("127.0.0.2") as elsewhere,
+        service.phone(SECRET),
+        service.phone(*useless) as goes,
+        service.phone(OTHER),
+        elsewhere.phone(THIRD),
+    ):
+        assert await goes.closed() == 1013
+        assert [(await service.contact(each))[0] for each in (SECRET, OTHER, THIRD)] == [101] * 3
+
+
+@pytest.mark.threat("T17")
+async def test_eight_addresses_do_not_keep_the_phones_of_others_out(tmp_path: Path) -> None:
+    phones = Phones(KnownContacts(tmp_path / "contacts", ContactLimits()), silence=20)
+
+    def come(address: str) -> bool:
+        room = phones._make_room(address)
+        if room:
+            phones._phones[Connection(neighbourhood=address)] = None
+        return room
+
+    hostile = [f"198.51.100.{number}" for number in range(8)]
+    assert all(come(address) for address in hostile for _ in range(32))
+    others = [f"192.0.2.{number}" for number in range(100)]
+    for address in others:
+        assert come(address)
+        assert not any(come(each) for each in hostile * 5)  # those that were put out come again
+    assert len(phones) == 256
+    there = Counter(each.neighbourhood for each in phones._phones)
+    assert [there[address] for address in others] == [1] * 100
+
+
+async def test_a_device_does_not_wait_for_a_phone_whose_connection_is_being_closed(start: Start) -> None:
+    async with start() as service, service.phone(SECRET) as phone:
+        assert service.endpoints.phones is not None
+        (here,) = service.endpoints.phones._phones
+        here.end(1001)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (await service.contact())[0] == 503
+        assert await phone.closed() == 1001
 
 
 @pytest.mark.parametrize("protocols", [(), ("fido.cable",)], ids=["none", "that of tunnels"])
