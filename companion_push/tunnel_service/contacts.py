@@ -1,6 +1,6 @@
 """Which contact IDs a tunnel service knows, and what limits requests for them.
 
-A contact ID is known from its phone's first registration until the phone forgets it, or has not registered it for
+A contact ID is known from its phone's first registration until the phone forgets it, or has not been there with it for
 `KEPT` seconds. It is kept as an empty file named by its hash: whoever reads the folder learns no contact ID, nodes on one machine can share it, and a restart
 forgets nothing. That matters: a device deletes its link at the answer "unknown" (410).
 """
@@ -58,15 +58,18 @@ class KnownContacts:
     def __len__(self) -> int:
         return self._count
 
-    def knows(self, contact_id: bytes) -> bool:
-        """Whether the contact ID is registered or was, not long ago, and is not forgotten. `SetupError` without an answer."""
+    def knows(self, contact_id: bytes, *, registered: bool = False) -> bool:
+        """Whether the contact ID is registered or was, not long ago, and is not forgotten. `SetupError` without an answer.
+
+        registered: its phone is there, so that its age does not count, which a clock that was set may have made up.
+        """
         try:
             status = self._file(contact_id).stat()
         except FileNotFoundError:
             return False
         except OSError as error:
             raise _unusable(error) from error
-        return self._clock() - status.st_mtime < KEPT
+        return registered or self._clock() - status.st_mtime < KEPT
 
     async def add(self, contact_ids: Sequence[bytes], *, address: str, now: float) -> bool:
         """Know these from now on, on the disk; False when there are too many, or too many new ones from this address.
@@ -81,13 +84,19 @@ class KnownContacts:
         if new and not self._new.take(neighbourhood(address), now=now, tokens=len(new)):
             return False
         self._count += len(new)  # before it is so: others ask meanwhile
-        await to_its_end(self._note(contact_ids, counted=len(new)))
+        await to_its_end(self._add(contact_ids, counted=len(new)))
         return True
 
-    async def _note(self, contact_ids: Sequence[bytes], *, counted: int) -> None:
+    async def _add(self, contact_ids: Sequence[bytes], *, counted: int) -> None:
         """Write contact IDs, and count those alone that were made. counted: how many are already."""
         made, failed = await asyncio.to_thread(self._write, contact_ids)
         self._count += made - counted
+        if failed is not None:
+            raise _unusable(failed) from failed
+
+    async def note(self, contact_ids: Sequence[bytes]) -> None:
+        """Note that the phone of these is still there. One that was forgotten stays so. `SetupError` when the disk does not take it."""
+        failed = await asyncio.to_thread(self._refresh, contact_ids)
         if failed is not None:
             raise _unusable(failed) from failed
 
@@ -120,11 +129,27 @@ class KnownContacts:
         except FileExistsError:
             descriptor, made = os.open(path, flags, 0o600), False
         try:
-            if not 0 <= now - os.fstat(descriptor).st_mtime < REFRESHED:
+            if (
+                made or now - os.fstat(descriptor).st_mtime >= REFRESHED
+            ):  # never back: this clock may be behind
                 os.utime(descriptor, (now, now))
         finally:
             os.close(descriptor)
         return made
+
+    def _refresh(self, contact_ids: Sequence[bytes]) -> OSError | None:
+        """Note files anew that are there; returns what the disk has refused."""
+        now = self._clock()
+        for each in contact_ids:
+            path = self._file(each)
+            try:
+                if now - path.stat().st_mtime >= REFRESHED:
+                    os.utime(path, (now, now))
+            except FileNotFoundError:
+                continue  # forgotten, through another node maybe
+            except OSError as error:
+                return error
+        return None
 
     def _remove(self, contact_ids: Sequence[bytes]) -> tuple[int, OSError | None]:
         """Remove files; returns how many were there, and what the disk has refused."""

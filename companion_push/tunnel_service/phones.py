@@ -43,6 +43,7 @@ CLOSE_TIMEOUT: Final = 1.0  # seconds a phone has to answer our close frame
 SEND_TIMEOUT: Final = 20.0  # seconds a phone may leave a message unread
 UNSENT: Final = 32  # messages that wait to be sent to one phone
 FRAMES: Final = 60  # of one phone a minute, pongs too
+NOTED: Final = 3600.0  # seconds after which it is noted anew that a phone is there
 
 logger = logging.getLogger(__name__)
 
@@ -113,13 +114,13 @@ class Phones:
         """
         if not self._requests.take(contact_id, now=now):
             return TunnelRefusal.CONTACTED_TOO_OFTEN
+        connected = self._by_contact.get(contact_id)
         try:
-            if not self._known.knows(contact_id):
+            if not self._known.knows(contact_id, registered=bool(connected)):
                 return TunnelRefusal.GONE
         except SetupError as error:
             logger.error("%s", error)  # noqa: TRY400  its traceback holds the contact
             return TunnelRefusal.UNREACHABLE
-        connected = self._by_contact.get(contact_id)
         if not connected and self.hook is None:
             return TunnelRefusal.UNREACHABLE
         if self._called is None:  # not earlier: it belongs to the event loop
@@ -235,7 +236,7 @@ class Phones:
         """Do what the phone asks for, until it leaves or breaks a rule."""
         code: int = WSCloseCode.INTERNAL_ERROR
         now: Callable[[], float] = asyncio.get_running_loop().time
-        frames = Buckets(FRAMES, 60)
+        frames, noted = Buckets(FRAMES, 60), now()
         try:
             while True:
                 message = await websocket.receive()
@@ -245,6 +246,9 @@ class Phones:
                 if not frames.take(b"", now=now()):
                     code = WSCloseCode.POLICY_VIOLATION
                     return
+                if now() - noted >= NOTED:  # a phone that answers pings is there
+                    noted = now()
+                    await self._note(phone)
                 match message.type:
                     case WSMsgType.TEXT if len(message.data) > MAX_WAKING_SIZE:
                         code = WSCloseCode.MESSAGE_TOO_BIG
@@ -268,6 +272,13 @@ class Phones:
             logger.error("%s", error)  # noqa: TRY400  as above
         finally:
             phone.end(code)
+
+    async def _note(self, phone: Phone) -> None:
+        """Note that the phone is there, so that its contact IDs are known for long after it has left."""
+        try:
+            await self._known.note(tuple(phone.contact_ids))
+        except SetupError as error:  # it is tried again in an hour
+            logger.error("%s", error)  # noqa: TRY400  as above
 
     async def _obey(
         self, phone: Phone, message: Register | Forget, address: str, now: float

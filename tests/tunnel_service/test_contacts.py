@@ -74,6 +74,37 @@ async def test_one_that_is_not_registered_for_half_a_year_is_known_no_more(tmp_p
     assert len(list((tmp_path / "contacts").iterdir())) == 1
 
 
+async def test_a_clock_that_is_behind_for_a_while_makes_nothing_old(tmp_path: Path) -> None:
+    """As of a machine without a clock of its own, which starts years ago until it has asked a time server."""
+    clock = Clock()
+    await add(contacts(tmp_path, clock), ONE)
+    clock.now -= 10 * KEPT
+    known = contacts(tmp_path, clock)
+    assert await add(known, ONE, TWO)  # phones that register again, or for the first time
+    clock.now += 10 * KEPT
+    assert known.knows(ONE)
+    assert [known.knows(TWO), known.knows(TWO, registered=True)] == [False, True]
+    await known.note([TWO])  # its phone is still there
+    assert known.knows(TWO)
+    assert len(contacts(tmp_path, clock)) == 2
+
+
+async def test_a_phone_that_stays_connected_is_known_for_half_a_year_after_it_has_left(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    known = contacts(tmp_path, clock)
+    await add(known, ONE, TWO)
+    clock.now += KEPT - 1
+    await known.note([ONE, THREE])
+    clock.now += KEPT - 1
+    assert [known.knows(each) for each in (ONE, TWO, THREE)] == [True, False, False]
+    assert len(list((tmp_path / "contacts").iterdir())) == 2  # to be noted registers nothing
+    await known.forget([ONE])
+    await known.note([ONE])
+    assert not known.knows(ONE, registered=True)
+
+
 async def test_a_file_that_is_no_contact_id_is_neither_counted_nor_removed(tmp_path: Path) -> None:
     """The folder may be the service's own, with its key in it."""
     folder, clock = tmp_path / "contacts", Clock()
@@ -113,7 +144,7 @@ async def test_a_folder_that_is_gone_is_an_error_that_names_no_contact(tmp_path:
     known = contacts(tmp_path)
     (tmp_path / "contacts").rmdir()
     (tmp_path / "contacts").touch()
-    for work in (add(known, ONE), known.forget([ONE])):
+    for work in (add(known, ONE), known.forget([ONE]), known.note([ONE])):
         with pytest.raises(SetupError) as refused:
             await work
         assert hashlib.sha256(ONE).hexdigest() not in str(refused.value)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,8 +19,8 @@ from certificates import Certificate
 
 from companion_push.tunnel_service.app import _TUNNELS, TunnelEndpoints, drain, make_app
 from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
+from companion_push.tunnel_service.phones import NOTED, Phones
 from companion_push.tunnel_service.phones import Phone as Connection
-from companion_push.tunnel_service.phones import Phones
 from companion_push.tunnel_service.rendezvous import Limits
 from companion_push.waking import (
     PATH,
@@ -36,6 +37,7 @@ from companion_push.waking import (
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.tunnel_url import connect_url, contact_url
 from headless_passkey.net.tunnel import Tunnel, open_tunnel
+from tests.loop_clock import LoopClock
 from tests.open_things import Handlers, Interruption, cancel_everywhere, waiting
 
 SECRET, OTHER, THIRD, FOURTH = bytes(range(32)), bytes(32), bytes([3]) * 32, bytes([4]) * 32
@@ -470,6 +472,23 @@ async def test_a_service_that_stops_wakes_no_phone_and_closes_their_connections(
         assert refused.value.status == 503
         await service.endpoints.close()
         assert await phone.closed() == 1001
+
+
+async def test_a_phone_that_is_there_is_known_however_long_ago_it_registered(
+    start: Start, tmp_path: Path
+) -> None:
+    clock = LoopClock(asyncio.get_running_loop())
+    async with start() as service, service.phone(SECRET) as phone:
+        (file,) = (tmp_path / "contacts").iterdir()
+        os.utime(file, (0, 0))
+        assert (await service.contact())[0] == 101
+        await phone.woken()
+        clock.passes(NOTED)
+        await phone.websocket.ping()
+        await until(lambda: file.stat().st_mtime > 0)
+        await phone.websocket.close()
+        await until(lambda: not len(service.endpoints.phones or ()))
+        assert (await service.contact())[0] == 503
 
 
 async def test_a_folder_that_does_not_answer_deletes_no_link(
