@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -41,6 +42,26 @@ async def test_the_line_is_printed_at_once_and_again_until_left(ends: tuple[int,
     while chunk := os.read(reading, 4096):
         printed += chunk
     assert printed == line * (len(printed) // len(line))
+
+
+async def test_a_reader_that_stands_still_stops_nothing_and_reads_on_later(ends: tuple[int, int]) -> None:
+    reading, writing = ends
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"\n")
+    os.set_blocking(writing, True)
+    too_late = threading.Timer(30, os.read, (reading, 1 << 20))  # a safety net, so that a hang is a failure
+    too_late.start()
+    try:
+        async with PipeAdvertiser(writing).advertise(SENT):
+            await asyncio.sleep(0.1)  # it is to be printed again meanwhile
+            assert too_late.is_alive()
+            os.read(reading, 1 << 20)
+            async with PipeRadio(reading).adverts() as adverts, asyncio.timeout(60):
+                assert (await anext(adverts)).service_data == SENT
+    finally:
+        too_late.cancel()
 
 
 async def test_half_a_second_lies_between_two_lines() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,11 @@ INTERVAL: Final = 0.5  # seconds
 
 
 class PipeAdvertiser:
-    """Prints the service data in hexadecimal, at once and again every half second."""
+    """Prints the service data in hexadecimal, at once and again every half second, as long as there is somebody who reads.
+
+    A line for which there is no room is left out: to write it would stop the program, deadlines and signals too, until the reader
+    goes on, or the terminal (Ctrl-S).
+    """
 
     def __init__(self, descriptor: int | None = None) -> None:
         """descriptor: of the output; None means stdout."""
@@ -49,10 +54,18 @@ class PipeAdvertiser:
     def _write(self, line: bytes) -> None:
         # not sys.stdout, which the interpreter would flush again at its end, into a broken pipe
         try:
+            descriptor = sys.stdout.fileno() if self._descriptor is None else self._descriptor
+            if not _has_room(descriptor):
+                return
             if self._descriptor is None:
                 sys.stdout.flush()
-                os.write(sys.stdout.fileno(), line)
-            else:
-                os.write(self._descriptor, line)
+            os.write(descriptor, line)
         except OSError as error:
             raise TransportError(f"cannot print the advert: {error.strerror}") from error
+
+
+def _has_room(descriptor: int) -> bool:
+    """Whether a line can be written without waiting; also where that fails at once, since nobody reads any more."""
+    asked = select.poll()
+    asked.register(descriptor, select.POLLOUT)
+    return bool(asked.poll(0))
