@@ -342,6 +342,9 @@ async def test_only_loopback_unless_told() -> None:
     status, stdout, stderr = await run("companion_push", "ether", "--listen", "0.0.0.0:0")
     assert (status, stdout) == (2, "")
     assert "--allow-remote" in stderr
+    ended, _, stderr = await run("companion_push", "ether", "--listen", "a..b:0", "--allow-remote")
+    assert ended == 10
+    assert "cannot listen on a..b:0: not a host's name" in stderr
     async with running("companion_push", "ether", "--listen", "0.0.0.0:0", "--allow-remote") as program:
         assert (await program.line()).startswith("tcp-client:0.0.0.0:")
         assert await program.end() == 0

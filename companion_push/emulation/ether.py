@@ -6,6 +6,7 @@ Hosts use the transport name that the program prints first: ``tcp-client:HOST:PO
 
 import argparse
 import asyncio
+import errno
 import logging
 from collections.abc import Coroutine
 from typing import Any, Final
@@ -72,6 +73,8 @@ async def _serve(args: argparse.Namespace) -> None:
         server = await loop.create_server(lambda: Host(air), host, port)
     except OSError as error:
         raise cannot_listen(host, port, error) from error
+    except UnicodeError as error:  # of the codec that names are looked up with
+        raise cannot_listen(host, port, OSError(errno.EADDRNOTAVAIL, "not a host's name")) from error
     async with server:
         ended = until_terminated()
         out(f"tcp-client:{host}:{server.sockets[0].getsockname()[1]}")
