@@ -37,6 +37,7 @@ from headless_passkey.errors import RemoteProtocolError, SetupError
 from headless_passkey.hybrid.tunnel_url import CloseReason
 from headless_passkey.process.tasks import end_quietly
 from http_serving.addresses import neighbourhood
+from http_serving.log_limit import PERIOD, LogLimit
 from http_serving.runner import upgrades
 
 CLOSE_TIMEOUT: Final = 1.0  # seconds a phone has to answer our close frame
@@ -103,6 +104,7 @@ class Phones:
         self._phones: dict[Phone, None] = {}  # in the order in which they came
         self._by_contact: dict[bytes, list[Phone]] = {}  # the last is woken
         self._requests = Buckets(self._limits.requests_per_contact, 60)
+        self._failures = LogLimit(tell=_failed_again)
 
     def __len__(self) -> int:
         return len(self._phones)
@@ -119,7 +121,7 @@ class Phones:
             if not self._known.knows(contact_id, registered=bool(connected)):
                 return TunnelRefusal.GONE
         except SetupError as error:
-            logger.error("%s", error)  # noqa: TRY400  its traceback holds the contact
+            self._failed(error)
             return TunnelRefusal.UNREACHABLE
         if not connected and self.hook is None:
             return TunnelRefusal.UNREACHABLE
@@ -154,6 +156,7 @@ class Phones:
 
     def close(self) -> None:
         """Close all connections; the handlers return soon after."""
+        self._failures.end()
         for phone in self._phones:
             phone.end(WSCloseCode.GOING_AWAY, CloseReason.DRAINING)
 
@@ -269,16 +272,21 @@ class Phones:
         except (ConnectionError, TimeoutError):
             phone.end(WSCloseCode.GOING_AWAY, CloseReason.STOOD_STILL)
         except SetupError as error:
-            logger.error("%s", error)  # noqa: TRY400  as above
+            self._failed(error)
         finally:
             phone.end(code)
+
+    def _failed(self, error: SetupError) -> None:
+        """Log that the folder of contacts has failed. Strangers can cause it, as often as they ask."""
+        if self._failures.allows("folder"):
+            logger.error("%s", error)  # its traceback holds the contact
 
     async def _note(self, phone: Phone) -> None:
         """Note that the phone is there, so that its contact IDs are known for long after it has left."""
         try:
             await self._known.note(tuple(phone.contact_ids))
         except SetupError as error:  # it is tried again in an hour
-            logger.error("%s", error)  # noqa: TRY400  as above
+            self._failed(error)
 
     async def _obey(
         self, phone: Phone, message: Register | Forget, address: str, now: float
@@ -306,6 +314,10 @@ class Phones:
             phone.contact_ids.add(each)
         phone.say(Registered())
         return None
+
+
+def _failed_again(_kind: str, count: int) -> None:
+    logger.error("%d more times within %d s the folder of contacts did not answer", count, PERIOD)
 
 
 async def _speak(phone: Phone, websocket: web.WebSocketResponse) -> None:

@@ -37,6 +37,7 @@ from companion_push.waking import (
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.tunnel_url import connect_url, contact_url
 from headless_passkey.net.tunnel import Tunnel, open_tunnel
+from http_serving.log_limit import MAX_LINES
 from tests.loop_clock import LoopClock
 from tests.open_things import Handlers, Interruption, cancel_everywhere, waiting
 
@@ -503,6 +504,23 @@ async def test_a_folder_that_does_not_answer_deletes_no_link(
         assert await phone.closed() == 1011
         folder.unlink()
     assert hashlib.sha256(contact_id(SECRET)).hexdigest() not in caplog.text
+
+
+@pytest.mark.threat("T11")
+async def test_a_folder_that_does_not_answer_fills_no_log(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with start() as service:
+        folder = tmp_path / "contacts"
+        folder.rmdir()
+        folder.touch()
+        for number in range(MAX_LINES + 5):
+            assert (await service.contact(bytes([number]) * 32))[0] == 503
+        lines = [record for record in caplog.records if record.levelno >= logging.ERROR]
+        assert len(lines) == MAX_LINES
+        await service.endpoints.close()
+        folder.unlink()
+    assert "5 more times within 60 s the folder of contacts did not answer" in caplog.text
 
 
 @pytest.mark.threat("T11")
