@@ -37,7 +37,7 @@ from companion_push.tunnel_service.hook import WakeHook
 from companion_push.tunnel_service.open_tunnel import OpenTunnel, away, evicted, log_end, vanished
 from companion_push.tunnel_service.phones import Phones
 from companion_push.tunnel_service.rendezvous import End, Limits, Rendezvous, Tunnel, TunnelRefusal
-from companion_push.tunnel_service.websocket import Websocket, accept_key
+from companion_push.tunnel_service.websocket import VERSION, Websocket, accept_key
 from headless_passkey.errors import RemoteProtocolError, UsageError
 from headless_passkey.hybrid.tunnel_url import (
     CLIENT_PAYLOAD_HEADER,
@@ -450,7 +450,9 @@ async def _cable(request: web.Request) -> web.StreamResponse:
         return problem(400, f"expected the websocket subprotocol {SUBPROTOCOL}")
     accept = accept_key(request.headers)
     if accept is None:
-        return problem(400, "expected a websocket upgrade")
+        refused = problem(400, "expected a websocket upgrade")
+        refused.headers[hdrs.SEC_WEBSOCKET_VERSION] = VERSION  # RFC 6455 §4.4
+        return refused
     if request.body_exists:  # what had not come of it by now would be read as frames
         return problem(400, "expected a websocket upgrade without a body")
     match path:
@@ -461,7 +463,7 @@ async def _cable(request: web.Request) -> web.StreamResponse:
 
 
 def _offers_subprotocol(headers: CIMultiDictProxy[str]) -> bool:
-    offered = headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")
+    offered = ",".join(headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, ())).split(",")  # RFC 6455 §11.3.4
     return SUBPROTOCOL in (protocol.strip() for protocol in offered)
 
 

@@ -30,11 +30,11 @@ SOCKET_BUFFER: Final = 1 << 14
 READ_AHEAD: Final = 8 * SOCKET_BUFFER
 # from one end, before others have their turn: asyncio, which learns of a lost connection two turns later, warns of the fifth in vain
 FRAMES_IN_A_ROW: Final = 2
+VERSION: Final = "13"  # of the protocol, §4.1
 MAX_CONTROL: Final = 125  # bytes of a control frame's payload, §5.5
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # of the handshake, §1.3
 _KEY_SIZE: Final = 16  # bytes, §4.1
-_VERSION: Final = "13"
 _CODES: Final = frozenset(
     {1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014}
 )  # §7.4.1 and IANA's
@@ -82,7 +82,7 @@ def accept_key(headers: CIMultiDictProxy[str]) -> str | None:
     if not (
         _holds(headers, hdrs.UPGRADE, "websocket")
         and _holds(headers, hdrs.CONNECTION, "upgrade")
-        and headers.getall(hdrs.SEC_WEBSOCKET_VERSION, []) == [_VERSION]
+        and headers.getall(hdrs.SEC_WEBSOCKET_VERSION, []) == [VERSION]
     ):
         return None
     match headers.getall(hdrs.SEC_WEBSOCKET_KEY, []):

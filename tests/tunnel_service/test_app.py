@@ -17,6 +17,7 @@ import pytest
 import yarl
 from aiohttp import web
 from certificates import Certificate
+from multidict import CIMultiDict
 
 from companion_push.tunnel_service.app import TunnelEndpoints, make_app
 from companion_push.tunnel_service.rendezvous import Limits
@@ -274,6 +275,24 @@ async def test_other_requests_are_answered_in_plain_http(
         async with session.request(method, url, headers=headers, ssl=service.tls) as response:
             assert response.status == status
             assert response.headers.get("Allow") == ("GET" if status == 405 else None)
+
+
+async def test_subprotocols_may_be_offered_in_headers_of_their_own(start: Start) -> None:
+    """RFC 6455 §11.3.4: the same as one header with all."""
+    async with start() as service, aiohttp.ClientSession() as session:
+        headers = CIMultiDict(UPGRADE)
+        headers.popall("Sec-WebSocket-Protocol")
+        for name in ("chat", "fido.cable"):
+            headers.add("Sec-WebSocket-Protocol", name)
+        async with session.get(service.url(NEW), headers=headers, ssl=service.tls) as response:
+            assert (response.status, response.headers["Sec-WebSocket-Protocol"]) == (101, "fido.cable")
+
+
+async def test_who_speaks_another_version_hears_which_one_is_spoken(start: Start) -> None:
+    async with start() as service, aiohttp.ClientSession() as session:
+        headers = UPGRADE | {"Sec-WebSocket-Version": "8"}
+        async with session.get(service.url(NEW), headers=headers, ssl=service.tls) as response:
+            assert (response.status, response.headers["Sec-WebSocket-Version"]) == (400, "13")
 
 
 async def test_compression_is_declined_and_an_origin_is_not_required(start: Start) -> None:
