@@ -263,6 +263,7 @@ class Keys:
     _keys: Mapping[str, ECKey] = field(default_factory=dict, repr=False)
     _fetched: float | None = None
     _tried: float | None = None  # also when that failed
+    _fetches: int = 0  # that an answer has ended, or its want
     _fetching: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
 
     def __post_init__(self) -> None:
@@ -284,10 +285,12 @@ class Keys:
         """Find a key by name, and fetch the key set again for an unknown one.
 
         A known key waits for no fetch but its own: a relying party that does not answer delays one caller in `KEYS_PAUSE`.
+        Before the first key set has come, callers wait for one fetch at the most, together: each in turn would wait for all before it.
         """
         if self._is_due(name, guard.clock()):
+            fetches = self._fetches
             async with self._fetching:
-                if self._is_due(name, guard.clock()):  # nobody has fetched them while we waited
+                if self._fetches == fetches and self._is_due(name, guard.clock()):
                     await self._fetch(name, guard)
         if name in self._keys:
             return self._keys[name]
@@ -306,11 +309,14 @@ class Keys:
         self._tried = guard.clock()
         try:
             self._keys = _key_set(await guard.ask("GET", self.jwks_uri))
-            self._fetched = self._tried
         except IssuerUnavailable as error:
+            self._fetches += 1
             if name not in self._keys:
                 raise
             logger.warning("keys could not be fetched again, those known are used: %s", error)
+        else:
+            self._fetches += 1
+            self._fetched = self._tried
 
 
 class _Active(msgspec.Struct):

@@ -30,7 +30,7 @@ from joserfc.jwk import ECKey
 from relying_party import serving
 from relying_party.core.access_tokens import TokenKey
 from relying_party.core.sessions import LATE_SECONDS, Lifetimes
-from relying_party.errors import SetupError, UsageError
+from relying_party.errors import IssuerUnavailable, SetupError, UsageError
 from relying_party.http.app import make_app
 from relying_party.resource import ACCESS, Guard, Introspection, Keys, Verify
 from tests.ports import reserved_port
@@ -672,6 +672,67 @@ async def test_a_relying_party_that_is_silent_delays_no_other_caller_with_a_know
             clock.now += 61
             assert (await asking.ask(device, token=asking.forge(device))).status == 200
             assert len(fetches) == 3
+
+
+async def test_before_there_is_a_key_callers_wait_for_one_fetch_together(tmp_path: Path) -> None:
+    key, clock, fetches = TokenKey.load(tmp_path / "key.pem"), Clock(), 0
+    keys: list[dict[str, Any]] = []
+    asked, answers = asyncio.Event(), asyncio.Event()
+
+    async def answer(_: web.Request) -> web.Response:
+        nonlocal fetches
+        fetches += 1
+        asked.set()
+        await answers.wait()
+        return web.json_response({"keys": keys}, status=200 if keys else 500)
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    async with TestServer(app) as server, asyncio.timeout(PATIENCE):
+        verify = Keys(jwks_uri=str(server.make_url("/")))
+        guard = Guard(resource=RESOURCE, issuer=WEB_ORIGIN, verify=verify, clock=clock)
+        async with TestClient(TestServer(guarded(guard))) as api:
+            site = Site(http=api, app=api.app, clock=clock, config=make_config(tmp_path / "rp.sqlite"))
+            asking, device = Services(site=site, api=api, guard=guard, key=key), Device()
+            token = asking.forge(device)
+            callers = [asyncio.ensure_future(verify(token, guard)) for _ in range(5)]
+            await asked.wait()
+            answers.set()
+            outcomes = await asyncio.gather(*callers, return_exceptions=True)
+            assert [type(one) for one in outcomes] == [IssuerUnavailable] * 5
+            assert fetches == 1
+            keys.append(key.public())
+            assert (
+                await asking.ask(device, token=token)
+            ).status == 200  # the next caller asks again, at once
+            assert fetches == 2
+
+
+async def test_a_caller_who_goes_while_keys_are_fetched_leaves_the_fetch_to_the_next(tmp_path: Path) -> None:
+    key, clock, fetches = TokenKey.load(tmp_path / "key.pem"), Clock(), 0
+    asked, silent = asyncio.Event(), asyncio.Event()
+
+    async def answer(_: web.Request) -> web.Response:
+        nonlocal fetches
+        fetches += 1
+        asked.set()
+        if fetches == 1:
+            await silent.wait()
+        return web.json_response({"keys": [key.public()]})
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    async with TestServer(app) as server, asyncio.timeout(PATIENCE):
+        verify = Keys(jwks_uri=str(server.make_url("/")))
+        guard = Guard(resource=RESOURCE, issuer=WEB_ORIGIN, verify=verify, clock=clock)
+        async with TestClient(TestServer(guarded(guard))) as api:
+            site = Site(http=api, app=api.app, clock=clock, config=make_config(tmp_path / "rp.sqlite"))
+            token = Services(site=site, api=api, guard=guard, key=key).forge(Device())
+            goes, stays = [asyncio.ensure_future(verify(token, guard)) for _ in range(2)]
+            await asked.wait()
+            goes.cancel()
+            assert (await stays).iss == WEB_ORIGIN
+            silent.set()
 
 
 # What an operator may choose
