@@ -285,9 +285,11 @@ class Keys:
         """Find a key by name, and fetch the key set again for an unknown one.
 
         A known key waits for no fetch but its own: a relying party that does not answer delays one caller in `KEYS_PAUSE`.
-        Before the first key set has come, callers wait for one fetch at the most, together: each in turn would wait for all before it.
+        Callers with an unknown key, as before the first key set has come, wait for one fetch at the most, together: each in turn
+        would wait for all before it.
         """
-        if self._is_due(name, guard.clock()):
+        may_come = self._fetching.locked() and name not in self._keys
+        if may_come or self._is_due(name, guard.clock()):
             fetches = self._fetches
             async with self._fetching:
                 if self._fetches == fetches and self._is_due(name, guard.clock()):
@@ -306,7 +308,7 @@ class Keys:
         return wanted and abs(now - self._tried) > KEYS_PAUSE
 
     async def _fetch(self, name: str, guard: Guard) -> None:
-        self._tried = guard.clock()
+        before, self._tried = self._tried, guard.clock()
         try:
             self._keys = _key_set(await guard.ask("GET", self.jwks_uri))
         except IssuerUnavailable as error:
@@ -314,6 +316,9 @@ class Keys:
             if name not in self._keys:
                 raise
             logger.warning("keys could not be fetched again, those known are used: %s", error)
+        except asyncio.CancelledError:  # that a caller has gone says nothing of the relying party
+            self._tried = before
+            raise
         else:
             self._fetches += 1
             self._fetched = self._tried

@@ -32,7 +32,7 @@ from relying_party.core.access_tokens import TokenKey
 from relying_party.core.sessions import LATE_SECONDS, Lifetimes
 from relying_party.errors import IssuerUnavailable, SetupError, UsageError
 from relying_party.http.app import make_app
-from relying_party.resource import ACCESS, Guard, Introspection, Keys, Verify
+from relying_party.resource import ACCESS, KEYS_PAUSE, Guard, Introspection, Keys, Verify
 from tests.ports import reserved_port
 from tests.rp.authenticator_double import DeviceKey, b64
 from tests.rp.clients import WEB_ORIGIN, Answer, Browser, Clock, Device, Site, make_config
@@ -733,6 +733,48 @@ async def test_a_caller_who_goes_while_keys_are_fetched_leaves_the_fetch_to_the_
             goes.cancel()
             assert (await stays).iss == WEB_ORIGIN
             silent.set()
+
+
+@pytest.mark.parametrize("goes", [False, True], ids=["stays", "goes"])
+async def test_callers_with_a_new_key_wait_for_the_fetch_that_the_first_of_them_began(
+    tmp_path: Path,
+    goes: bool,  # noqa: FBT001
+) -> None:
+    old, new, clock = TokenKey.load(tmp_path / "old.pem"), TokenKey.load(tmp_path / "new.pem"), Clock()
+    served, fetches = [old.public()], 0
+    asked, answers = asyncio.Event(), asyncio.Event()
+
+    async def answer(_: web.Request) -> web.Response:
+        nonlocal fetches
+        fetches += 1
+        if fetches == 2:
+            asked.set()
+            await answers.wait()
+        return web.json_response({"keys": served})
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    async with TestServer(app) as server, asyncio.timeout(PATIENCE):
+        verify = Keys(jwks_uri=str(server.make_url("/")))
+        guard = Guard(resource=RESOURCE, issuer=WEB_ORIGIN, verify=verify, clock=clock)
+        async with TestClient(TestServer(guarded(guard))) as api:
+            site = Site(http=api, app=api.app, clock=clock, config=make_config(tmp_path / "rp.sqlite"))
+            before = Services(site=site, api=api, guard=guard, key=old).forge(Device())
+            after = Services(site=site, api=api, guard=guard, key=new).forge(Device())
+            assert (await verify(before, guard)).iss == WEB_ORIGIN
+            clock.now += KEYS_PAUSE + 1
+            served.append(new.public())
+            first = asyncio.ensure_future(verify(after, guard))
+            await asked.wait()
+            others = [asyncio.ensure_future(verify(after, guard)) for _ in range(3)]
+            await asyncio.sleep(0)  # as far as they wait, or are refused
+            if goes:
+                first.cancel()
+            answers.set()
+            outcomes = await asyncio.gather(*others, return_exceptions=True)
+            assert [getattr(one, "iss", one) for one in outcomes] == [WEB_ORIGIN] * 3
+            assert fetches == (3 if goes else 2)
+            assert first.cancelled() if goes else (await first).iss == WEB_ORIGIN
 
 
 # What an operator may choose
