@@ -26,6 +26,8 @@ IssueToken = Callable[["Session"], str]  # the token of a session whose expiry i
 SIGNED_TOKEN_SECONDS: Final = (
     600  # a token that others verify outlives a revoked session, so it lasts minutes
 )
+# of a lifetime: the page shows its end as a date, and the store keeps it in 64 bits
+MAX_SECONDS: Final = 100 * 365 * 86400
 LATE_SECONDS: Final = 60  # as long as a proof is valid, a late copy of its request may arrive
 
 
@@ -38,7 +40,7 @@ class Lifetimes:
     session: int = 30 * 86400  # a device's session, also when refreshed; a step-up starts it anew
 
     def __post_init__(self) -> None:
-        check_whole(self, "cookie", "token", "session")
+        check_whole(self, "cookie", "token", "session", most=MAX_SECONDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

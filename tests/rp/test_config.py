@@ -8,7 +8,7 @@ import pytest
 
 from relying_party.config import ANDROID, Config, android_origin, label_of, origin_of
 from relying_party.core.domains import is_domain
-from relying_party.core.sessions import Lifetimes
+from relying_party.core.sessions import MAX_SECONDS, Lifetimes
 from relying_party.errors import UsageError
 from tests.vectors_loader import Vector, name, vectors
 
@@ -217,6 +217,14 @@ def test_a_rate_limit_is_a_whole_number_of_one_or_more(name: str, value: Any) ->
 def test_a_lifetime_is_a_whole_number_of_seconds(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=rf"\A{name}: expected a whole number of 1 or more, got "):
         Lifetimes(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["cookie", "token", "session"])
+def test_a_lifetime_ends_at_a_date_that_the_page_can_show(name: str) -> None:
+    Lifetimes(**{name: MAX_SECONDS})
+    for value in (MAX_SECONDS + 1, 10**12, 10**5000):
+        with pytest.raises(UsageError, match=rf"\A{name}: expected at most {MAX_SECONDS}"):
+            Lifetimes(**{name: value})
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from relying_party.core.callers import ClientKind
 from relying_party.core.credentials import Credential, Registered, User
-from relying_party.core.sessions import Session
+from relying_party.core.sessions import MAX_SECONDS, Lifetimes, Session
 from relying_party.errors import StoreUnavailable
 from relying_party.http import app
 from relying_party.http.app import make_app
@@ -156,6 +156,15 @@ async def test_sessions_are_named_by_their_label_or_their_kind(site: Site) -> No
     for piece in ("&lt;b&gt;Coffee machine&lt;/b&gt;", "Signed in on a device", "This browser here"):
         assert piece in text
     assert "On a device Since" in text
+
+
+async def test_the_end_of_the_longest_session_is_shown(site: Site) -> None:
+    longest = Lifetimes(cookie=MAX_SECONDS, session=MAX_SECONDS)
+    site.state.config = make_config(site.config.store, lifetimes=longest)
+    browser, device = Browser(), Device()
+    passkey, _ = await site.register(browser, "ada")
+    await site.sign_in(device, passkey)
+    assert (await _page(site, browser)).count("Until 2126-12-22 08:00 UTC") == 2
 
 
 def _account_of(site: Site, *credentials: Credential) -> str:
