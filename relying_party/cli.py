@@ -426,7 +426,7 @@ def _add_store(commands: Any) -> dict[str, _Parser]:
         "check",
         help="check a store, and count what is in it",
         description="Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows"
-        " each table has. The relying party may be running.",
+        " each table has. The relying party may be running, also an older version of it.",
         epilog="Example:\n  relying-party store check \\\n      --store postgresql://passkeys@db.example/passkeys\n\n"
         f"Every option can be set as {ENVIRONMENT}STORE_CHECK_OPTION too.",
         allow_abbrev=False,

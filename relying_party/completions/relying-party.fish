@@ -97,7 +97,7 @@ complete -c relying-party -n '_shtab_relying_party_using serve' -l log-format -x
 complete -c relying-party -n '_shtab_relying_party_using serve' -l log-level -xka "debug info warning error" -d 'default: warning'
 complete -c relying-party -n '_shtab_relying_party_using; and test $_shtab_relying_party_npos -eq 0' -a store -d 'check, migrate or copy a store'
 complete -c relying-party -n '_shtab_relying_party_using store' -s h -l help -d 'show this help message and exit'
-complete -c relying-party -n '_shtab_relying_party_using store; and test $_shtab_relying_party_npos -eq 0' -a check -d 'Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows each table has. The relying party may be running.'
+complete -c relying-party -n '_shtab_relying_party_using store; and test $_shtab_relying_party_npos -eq 0' -a check -d 'Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows each table has. The relying party may be running, also an older version of it.'
 complete -c relying-party -n '_shtab_relying_party_using store check' -s h -l help -d 'show this help message and exit'
 complete -c relying-party -n '_shtab_relying_party_using store check' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'the store: a file (default: relying-party.sqlite), or postgresql://[USER@]HOST/DATABASE, whose password is in PGPASSWORD or PGPASSFILE'
 complete -c relying-party -n '_shtab_relying_party_using store check' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [store.check]'

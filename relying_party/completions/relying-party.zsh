@@ -19,7 +19,7 @@ _shtab_relying_party_commands() {
 
 _shtab_relying_party_store_commands() {
   local _commands=(
-    check:'Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows each table has. The relying party may be running.'
+    check:'Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows each table has. The relying party may be running, also an older version of it.'
     copy:'Copy all of a store into an empty one, or nothing: a copy that is broken off can be begun again. No relying party may be running on either. The old store stays as it was: start none with it any more.'
     migrate:'Bring a store to the newest schema, as the first start of a newer version does; no relying party may be running on it. With --dry-run, print the statements that are missing, and change nothing.'
   )

@@ -70,14 +70,15 @@ class DatabaseClock:
         self._ahead = database.now(work, isolation=Isolation.SNAPSHOT)
 
 
-def opened_database(place: PostgresUri) -> Database:
-    """Open a database that is a store, and make its tables where they are missing.
+def opened_database(place: PostgresUri, *, migrated: bool = True) -> Database:
+    """Open a database that is a store, and make its tables where they are missing. migrated: else it is left as it is.
 
     `SetupError` where it cannot be a store, `StoreUnavailable` where it does not answer.
     """
     database = _database(place)
     try:
-        _migrate(database)
+        if migrated:
+            _migrate(database)
     except BaseException:
         database.close()
         raise

@@ -258,6 +258,11 @@ def opened(path: Path) -> sqlite3.Connection:
     return _open(path, _prepare)
 
 
+def opened_as_it_is(path: Path) -> sqlite3.Connection:
+    """Open a store for this thread, and leave it in the version that it has. Raises as `opened`."""
+    return _open(path, _expect_whole)
+
+
 def version_of(path: Path) -> int:
     """The number of the last step of the schema that was made in a file; 0 of an empty one. It changes nothing.
 
@@ -338,6 +343,11 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if not _is_up_to_date(connection):
         with all_or_nothing(connection, "IMMEDIATE"):
             _migrate(connection, path)
+
+
+def _expect_whole(connection: sqlite3.Connection, path: Path) -> None:
+    _check_kind(connection, path)
+    _expect_log(connection, path)
 
 
 def _expect_log(connection: sqlite3.Connection, path: Path) -> None:

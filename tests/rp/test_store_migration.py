@@ -11,6 +11,7 @@ from postgres_store.schema import migrate as migrate_database
 from relying_party.errors import SetupError, StoreUnavailable
 from relying_party.place import PostgresUri, StorePlace
 from relying_party.store import postgres
+from relying_party.store.copying import checked
 from relying_party.store.migration import migrate, planned
 from relying_party.store.sql import MIGRATIONS
 from relying_party.store.sqlite import APPLICATION_ID
@@ -154,6 +155,21 @@ async def test_the_command_says_what_it_would_do_and_does_it(old: StorePlace) ->
     assert (status, shown, said) == (0, "", f"the store has the newest schema, version {len(MIGRATIONS)}\n")
     async with Engine(old).store() as store:
         await store.register(credential(), ADA, session(), ends=None)
+
+
+async def test_a_check_leaves_an_old_store_to_the_program_that_uses_it(old: StorePlace) -> None:
+    before = columns(old)
+    status, shown, said = await run("relying_party", "store", "check", "--store", str(old))
+    assert status == 0
+    assert "users 1\n" in shown
+    newest = len(MIGRATIONS)
+    assert (
+        f"warning: it has version {OLD} of the schema, and this program makes it version {newest} when it starts\n"
+        in said
+    )
+    assert (version(old), columns(old)) == (OLD, before)
+    migrate(old)
+    assert "of the schema" not in " ".join(checked(old).warnings)
 
 
 async def test_the_command_makes_no_file(tmp_path: Path) -> None:
