@@ -15,9 +15,8 @@ import socket
 import ssl
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, cast
+from typing import Any, Final, cast
 
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.http import HttpVersion11
@@ -29,6 +28,7 @@ from http_serving.addresses import Network, client_address, is_in, is_loopback
 from http_serving.connections import ConnectionLimits, Connections, Slot
 from http_serving.first_request import FirstRequest, HandedOver, Take
 from http_serving.log_limit import PERIOD, LogLimit
+from http_serving.rate_limit import Policy, Unit, limit_headers
 
 DRAIN_SECONDS: Final = 5.0  # for running requests at shutdown
 LINGER_TURN: Final = 0.02  # seconds between two looks at the connections that are left
@@ -49,15 +49,6 @@ _HAS_NAMES: Final = all(
 TAKE: Final[web.AppKey[Take]] = web.AppKey("take")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
-    """What a program answers where its application is not asked."""
-
-    problem: Callable[[int], web.Response]  # a problem document, by its status
-    # headers of a refusal, by how many requests of one address may be answered at a time: when to come again, and why
-    too_many: Callable[[int], Mapping[str, str]]
-
-
 def upgrades(websocket: web.WebSocketResponse, request: web.Request) -> bool:
     """Whether `websocket` can answer the request: whether that is the handshake of a WebSocket (RFC 6455 §4.2.1)."""
     if request.body_exists:  # what had not come of it by now would be read as frames
@@ -72,10 +63,8 @@ class Runner(web.AppRunner):
     """Serves one application, and answers requests that aiohttp refuses before the application.
 
     Bodies come as they were sent: an application refuses a Content-Encoding, and nothing is unpacked for one
-    that does not look. A program has a class of its own, which says what is answered.
+    that does not look. A program has a class of its own, with its own problem documents.
     """
-
-    answers: ClassVar[Answers]
 
     def __init__(
         self,
@@ -103,6 +92,11 @@ class Runner(web.AppRunner):
             trusted_proxies=trusted_proxies,
             closed=closed,
         )
+
+    @staticmethod
+    def problem(status: int) -> web.Response:
+        """Make the problem document (RFC 9457) for what is refused before the application, by its status."""
+        raise NotImplementedError
 
     def site(self, listener: socket.socket, tls: ssl.SSLContext | None) -> Site:
         """A site that accepts connections within the limits."""
@@ -136,7 +130,7 @@ class Runner(web.AppRunner):
             self.connections,
             self._trusted_proxies,
             self._prefix,
-            answers=self.answers,
+            problem=self.problem,
             take=None if self._trusted_proxies or self._prefix else self.app.get(TAKE),
         )
 
@@ -165,7 +159,7 @@ class _Server(web.Server):
         trusted_proxies: Sequence[Network],
         prefix: str,
         *,
-        answers: Answers,
+        problem: Callable[[int], web.Response],
         take: Take | None,
     ) -> None:
         super().__init__(
@@ -175,7 +169,7 @@ class _Server(web.Server):
         )
         self._handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = of_app.request_handler
         self._slots, self._trusted_proxies, self._prefix = connections, trusted_proxies, prefix
-        self._answers, self._take = answers, take
+        self._of_status, self._take = problem, take
         self.last_answers = False  # whether each connection ends with its next answer
         self._waiting: set[FirstRequest] = set()
 
@@ -224,7 +218,9 @@ class _Server(web.Server):
                         answer.force_close()
                     return answer
                 refused = self.problem(429)
-                refused.headers.update(self._answers.too_many(self._slots.limits.per_address))
+                most = self._slots.limits.per_address
+                policy = Policy(name="requests-of-address", quota=most, unit=Unit.AT_A_TIME)
+                refused.headers.update(limit_headers(policy, 5))
                 return refused
         except web.HTTPException as error:
             if error.status < 400:
@@ -233,7 +229,7 @@ class _Server(web.Server):
 
     def problem(self, status: int) -> web.Response:
         """Make the problem document for a request that is refused before the application."""
-        return _Problem(self._answers.problem(status))
+        return _Problem(self._of_status(status))
 
     def _may_be_plain(self, peer: str, request: web.BaseRequest) -> bool:
         """Whether a request may come without TLS: from a proxy that is trusted, or from this machine.

@@ -32,9 +32,10 @@
 ``exit_status`` is what the program ends with when the error reaches its edge.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Any, ClassVar, Final
+
+from http_serving.rate_limit import Policy
 
 
 class ExitStatus(IntEnum):
@@ -271,15 +272,6 @@ class CeremonyGone(RequestRefused):
 class PayloadTooLarge(RequestRefused):
     slug, status = "payload-too-large", 413
     title = "The body is too large"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """A limit, under the one name that headers and documentation have for it."""
-
-    name: str  # a word of ours: a-z and hyphens
-    quota: int
-    seconds: float | None = None  # in which the quota may be used; None for requests at a time
 
 
 class RateLimited(RequestRefused):

@@ -17,7 +17,6 @@ import headless_passkey
 import headless_passkey.errors
 import relying_party
 import relying_party.errors
-from companion_push.serving.rate_limit import Policy
 from headless_passkey.doctor.finding import Check, Finding
 from headless_passkey.errors import (
     CtapError,
@@ -34,6 +33,7 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.rp.session import Answer
+from http_serving.rate_limit import Policy
 
 PACKAGES = (headless_passkey, companion_push, relying_party)
 TREES = (headless_passkey.errors, companion_push.errors, relying_party.errors)

@@ -18,7 +18,6 @@ from companion_push.relay import channels
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
 from companion_push.relay.proofs import SKEW
 from companion_push.relay.transaction import Transaction, ask
-from companion_push.serving.rate_limit import Policy, Unit
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.request import InvitationState
 from headless_passkey.text.base64url import base64url
@@ -26,6 +25,7 @@ from headless_passkey.trust.account_code import CODE_SIZE
 from headless_passkey.trust.fields import new_account
 from headless_passkey.trust.ring import Ring, Role, document_hash
 from headless_passkey.trust.word import Word
+from http_serving.rate_limit import Policy, Unit
 
 INVITATION_LIFE: Final = 600  # seconds, at most
 MAX_INVITATIONS: Final = 16  # open ones of an account

@@ -106,7 +106,6 @@ from companion_push.relay.transaction import Transaction
 from companion_push.relay.unsure_writes import UnsureWrites
 from companion_push.relay.webhook_sender import WebhookSender
 from companion_push.serving.http_server import problem as untyped
-from companion_push.serving.rate_limit import Unit, limit_headers
 from companion_push.serving.tracing import ERROR_TYPE, Span, Tracing, tracing
 from companion_push.serving.webhook import Webhook
 from companion_push.serving.webhook_client import WebhookClient
@@ -116,6 +115,7 @@ from headless_passkey.process.tasks import end, to_its_end, until_done
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import AccountCode
 from http_serving.log_limit import PERIOD, LogLimit
+from http_serving.rate_limit import Unit, limit_headers
 from http_serving.runner import http_logger
 
 if TYPE_CHECKING:

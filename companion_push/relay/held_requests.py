@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import Self
 
 from companion_push.relay.problems import Problem, Slug
-from companion_push.serving.rate_limit import Policy, Unit
 from http_serving.addresses import neighbourhood
+from http_serving.rate_limit import Policy, Unit
 
 _WOKEN_PER_SECOND = 1000.0  # when all are woken: a transaction of each takes about a millisecond
 

@@ -11,9 +11,9 @@ from typing import Final
 
 from companion_push.relay.problems import Problem, Slug
 from companion_push.serving.bounds import check_bounds
-from companion_push.serving.rate_limit import Policy
 from headless_passkey.errors import UsageError
 from headless_passkey.request import RequestState
+from http_serving.rate_limit import Policy
 
 FORGOTTEN: Final = (
     86_400  # seconds after the last one in which a row of requests without approval is forgotten

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from companion_push.relay.problems import Problem, Slug
 from companion_push.serving.bounds import check_bounds
-from companion_push.serving.rate_limit import Policy, Unit
 from headless_passkey.errors import UsageError
+from http_serving.rate_limit import Policy, Unit
 
 if TYPE_CHECKING:
     from companion_push.relay.mailbox import Request

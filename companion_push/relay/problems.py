@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from companion_push.serving.rate_limit import Policy
+from http_serving.rate_limit import Policy
 
 PROBLEM_TYPE: Final = "urn:headless-passkey:problem:"  # and then the slug
 

@@ -11,8 +11,8 @@ from typing import Final, TypeVar
 
 from companion_push.relay.limits import ROUNDING, Rate
 from companion_push.relay.problems import Problem, Slug
-from companion_push.serving.rate_limit import Policy, Unit
 from http_serving.addresses import neighbourhood
+from http_serving.rate_limit import Policy, Unit
 
 TRIES: Final = 10  # requests that show one ticket or account code, beyond what their address has left
 RING_BYTES: Final = 2 << 20  # of rings a minute, for each member

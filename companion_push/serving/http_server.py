@@ -12,15 +12,12 @@ from aiohttp import hdrs, web
 
 import http_serving.runner
 from companion_push.errors import cannot_listen
-from companion_push.serving.rate_limit import Policy, Unit, limit_headers
 from headless_passkey.errors import SetupError, SetupReason, UsageError
 from headless_passkey.mends import setup_error
 from http_serving.errors import Errors
-from http_serving.runner import Answers
 
 # for a service that mounts an application of this package
 http_logger: Final = http_serving.runner.http_logger
-_SOON: Final = 5  # seconds until one of an address's requests is answered, presumably
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +38,10 @@ def problem(status: int, detail: str | None = None) -> web.Response:
     )
 
 
-def _too_many(most: int) -> dict[str, str]:
-    return limit_headers(Policy(name="requests-of-address", quota=most, unit=Unit.AT_A_TIME), _SOON)
-
-
 class Runner(http_serving.runner.Runner):
     """Serves one application of the push programs."""
 
-    answers = Answers(problem=problem, too_many=_too_many)
+    problem = staticmethod(problem)
 
     async def setup(self) -> None:
         logger.info("event loop: %s", type(asyncio.get_running_loop()).__module__.partition(".")[0])

@@ -29,7 +29,6 @@ from multidict import CIMultiDictProxy
 
 from companion_push import waking
 from companion_push.serving.http_server import problem
-from companion_push.serving.rate_limit import Policy, limit_headers
 from companion_push.serving.tracing import Span, Tracing, tracing
 from companion_push.serving.webhook import Webhook
 from companion_push.tunnel_service.contacts import KnownContacts
@@ -56,6 +55,7 @@ from headless_passkey.hybrid.tunnel_url import (
 )
 from headless_passkey.process.tasks import end, end_quietly
 from http_serving.first_request import HandedOver, Taken
+from http_serving.rate_limit import Policy, limit_headers
 from http_serving.runner import TAKE, Upgrade, http_logger
 
 if TYPE_CHECKING:

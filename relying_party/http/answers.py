@@ -1,6 +1,5 @@
 """What we answer, as JSON (docs/protocol/relying-party.md): sessions, passkeys, signals, problems. Pure."""
 
-import math
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -9,13 +8,13 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
+from http_serving.rate_limit import limit_headers
 from relying_party.config import Config
 from relying_party.core.credentials import Credential, Registered, User
 from relying_party.core.encoding import base64url
 from relying_party.core.removals import Removal
 from relying_party.core.sessions import Session
 from relying_party.errors import (
-    Policy,
     ProofClock,
     ProofInvalid,
     RateLimited,
@@ -172,20 +171,6 @@ def http_slug(status: int) -> str:
     """The slug of what HTTP itself refuses."""
     title = HTTPStatus(status).phrase
     return "invalid-request" if status == HTTPStatus.BAD_REQUEST else title.lower().replace(" ", "-")
-
-
-def limit_headers(policy: Policy, retry_after: int) -> dict[str, str]:
-    """The headers of an answer that a limit refuses: which one, and when to come again. retry_after: seconds.
-
-    `RateLimit-Policy` and `RateLimit` are those of draft-ietf-httpapi-ratelimit-headers, structured fields (RFC 9651); the draft
-    may still rename them, and they are written here alone.
-    """
-    counted = ';qu="concurrent-requests"' if policy.seconds is None else f";w={math.ceil(policy.seconds)}"
-    return {
-        "Retry-After": str(retry_after),
-        "RateLimit-Policy": f'"{policy.name}";q={policy.quota}{counted}',
-        "RateLimit": f'"{policy.name}";r=0;t={retry_after}',
-    }
 
 
 def refused(refusal: RequestRefused) -> web.Response:

@@ -5,23 +5,17 @@ from typing import Final
 
 import http_serving.runner
 from http_serving.errors import Errors
-from http_serving.runner import Answers
-from relying_party.errors import Policy, SetupError, UsageError
-from relying_party.http.answers import http_problem, limit_headers
+from relying_party.errors import SetupError, UsageError
+from relying_party.http.answers import http_problem
 
 # for a service that mounts an application of this package
 http_logger: Final = http_serving.runner.http_logger
-_SOON: Final = 5  # seconds until one of an address's requests is answered, presumably
-
-
-def _too_many(most: int) -> dict[str, str]:
-    return limit_headers(Policy(name="requests-of-address", quota=most), _SOON)
 
 
 class Runner(http_serving.runner.Runner):
     """Serves one application of the relying party."""
 
-    answers = Answers(problem=http_problem, too_many=_too_many)
+    problem = staticmethod(http_problem)
 
 
 def _bad_certificate(_path: Path, what: str) -> SetupError:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from http_serving.addresses import neighbourhood
-from relying_party.errors import Policy, RateLimited
+from http_serving.rate_limit import Policy
+from relying_party.errors import RateLimited
 
 MAX_ADDRESSES: Final = 50_000
 
