@@ -51,6 +51,7 @@ from relying_party.errors import (
 _Value = TypeVar("_Value")
 
 FORGOTTEN_AT_ONCE: Final = 10  # accounts, with each new one; sessions, with each one that begins
+SPENT_AT_ONCE: Final = 1_000  # spent refresh tokens of those sessions: each may have tens of thousands
 USED_PROOFS: Final = (  # where several processes share them
     "CREATE TABLE proof_step (number INTEGER NOT NULL, began REAL NOT NULL, used INTEGER NOT NULL) STRICT",
     "INSERT INTO proof_step VALUES (0, 0.0, 0)",
@@ -451,7 +452,14 @@ class SqlStore:
 
     def _tidy(self, connection: Transaction, now: float) -> None:
         """Forget what has ended; with each session that begins, where nothing else does it."""
-        forget_ended(connection, now, most=FORGOTTEN_AT_ONCE)
+        spent = connection.execute(
+            """DELETE FROM spent_refresh_tokens WHERE refresh_hash IN (
+                SELECT refresh_hash FROM spent_refresh_tokens WHERE session_id IN (
+                    SELECT session_id FROM sessions WHERE ends_at <= ? ORDER BY ends_at LIMIT ?) LIMIT ?)""",
+            (floor(now), FORGOTTEN_AT_ONCE, SPENT_AT_ONCE),
+        ).rowcount
+        if spent < SPENT_AT_ONCE:  # else there may be more, which would go with their sessions
+            forget_ended(connection, now, most=FORGOTTEN_AT_ONCE)
 
     @abstractmethod
     async def _transaction(self, work: Callable[[Any], _Value], *, writes: bool = False) -> _Value:

@@ -70,6 +70,33 @@ async def test_a_sign_in_forgets_a_few_of_the_sessions_that_have_ended(tmp_path:
     assert left == [25 - sql.FORGOTTEN_AT_ONCE, 25 - 2 * sql.FORGOTTEN_AT_ONCE, 0]
 
 
+async def test_a_sign_in_forgets_no_more_spent_refresh_tokens_than_others_can_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql, "SPENT_AT_ONCE", 4)
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        with closing(sqlite3.connect(tmp_path / "s")) as other, other:
+            other.execute(
+                "INSERT INTO sessions (session_id, token_hash, user_handle, credential_id, client_kind, created_at,"
+                " auth_time, expires_at, ends_at) VALUES (x'01', x'01', ?, x'01', 'device', 1, 1, 9, 9)",
+                (ADA.handle,),
+            )
+            other.executemany(
+                "INSERT INTO spent_refresh_tokens VALUES (?, x'01')", [(b"%d" % one,) for one in range(10)]
+            )
+        left = []
+        for number in range(3):
+            begins = replace(session(token=b"new %d" % number), created_at=10, ends_at=99)
+            await store.sign_in(use(), begins, ends=None)
+            left.append((await store._transaction(_spent), await store._transaction(_ended)))
+    assert left == [(6, 1), (2, 1), (0, 0)]  # the session goes when nothing is left that would go with it
+
+
+def _spent(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM spent_refresh_tokens").fetchone()[0])
+
+
 def _ended(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT count(*) FROM sessions WHERE ends_at = 9").fetchone()[0])
 
