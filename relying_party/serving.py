@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import fcntl
 import os
 import tempfile
 import tomllib
@@ -122,7 +123,7 @@ async def _keep_workers(args: argparse.Namespace, say: Callable[[str], None]) ->
     """Listen, and keep the workers that serve, until SIGTERM; SIGUSR1 replaces them one by one."""
     ended = until_terminated()
     with (
-        tempfile.TemporaryDirectory(prefix="relying-party-") as folder,
+        _shared_folder() as folder,
         contextlib.ExitStack() as lock,
         contextlib.ExitStack() as listeners,
     ):
@@ -157,6 +158,22 @@ async def _keep_workers(args: argparse.Namespace, say: Callable[[str], None]) ->
         except NotReadyError as error:
             return ExitStatus(error.status) if error.status in set(ExitStatus) else ExitStatus.OUR_FAULT
     return ExitStatus.DONE
+
+
+@contextlib.contextmanager
+def _shared_folder() -> Iterator[str]:
+    """Make the folder of what the workers share, and keep it locked (flock): systemd-tmpfiles takes old files out of no locked folder.
+
+    A worker that replaces another one would share nothing with the others if the files, or their logs' indices, were made anew.
+    """
+    with tempfile.TemporaryDirectory(prefix="relying-party-") as folder:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            yield folder
+        finally:
+            os.close(descriptor)
 
 
 def _metrics_of_workers(args: argparse.Namespace) -> Iterator[contextlib.AbstractContextManager[Listener]]:

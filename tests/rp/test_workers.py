@@ -1,6 +1,7 @@
 """``--workers``: real processes that share a socket and a store, are killed, and are replaced under load."""
 
 import asyncio
+import fcntl
 import os
 import re
 import signal
@@ -229,6 +230,17 @@ async def test_all_ends_with_the_first_process(tmp_path: Path, number: signal.Si
         assert await party.program.end(number) == 0
         assert [state(pid) for pid in pids] == [None, None]
         assert left_in(tmp_path / "tmp") == []
+
+
+async def test_a_cleaner_of_old_files_leaves_what_the_workers_share(tmp_path: Path) -> None:
+    async with served(tmp_path):
+        (folder,) = (tmp_path / "tmp").iterdir()
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):  # as systemd-tmpfiles looks whether somebody has it (tmpfiles.d(5))
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
 
 
 async def test_no_worker_outlives_a_killed_first_process(tmp_path: Path) -> None:
