@@ -17,7 +17,15 @@ from typing import Any, Final, Self, TypeVar
 from relying_party.core.proofs import Proof
 from relying_party.errors import SetupError, StoreUnavailable
 from relying_party.place import PostgresUri
-from relying_party.store.sql import MIGRATIONS, USED_PROOFS, SqlStore, Transaction, forget_ended, forget_spent
+from relying_party.store.sql import (
+    MIGRATIONS,
+    USED_PROOFS,
+    SqlStore,
+    Transaction,
+    forget_ended,
+    forget_spent,
+    forget_spent_of_going,
+)
 
 try:
     from postgres_store.copying import Plan
@@ -152,10 +160,10 @@ class PostgresStore(SqlStore):
                 logger.warning("what has ended could not be forgotten: %s", error)
 
     async def keep_house(self) -> None:
-        """Follow the database's clock, and forget sessions that have ended."""
+        """Follow the database's clock, and forget sessions that have ended, and the most of what removals take with them."""
         await self.look_at_clock()
         now = self.clock()
-        for forget in (forget_spent, forget_ended):
+        for forget in (forget_spent_of_going, forget_spent, forget_ended):
             work = partial(forget, now=now, most=FORGOTTEN)
             while await self.database.run(work, isolation=Isolation.READ_COMMITTED) == FORGOTTEN:
                 pass

@@ -52,6 +52,7 @@ _Value = TypeVar("_Value")
 
 FORGOTTEN_AT_ONCE: Final = 10  # accounts, with each new one; sessions, with each one that begins
 SPENT_AT_ONCE: Final = 1_000  # spent refresh tokens of those sessions: each may have tens of thousands
+GOING_SECONDS: Final = 900  # before a removal is due, in which what goes with it is forgotten in portions
 USED_PROOFS: Final = (  # where several processes share them
     "CREATE TABLE proof_step (number INTEGER NOT NULL, began REAL NOT NULL, used INTEGER NOT NULL) STRICT",
     "INSERT INTO proof_step VALUES (0, 0.0, 0)",
@@ -522,6 +523,22 @@ def forget_spent(connection: Transaction, now: float, *, most: int) -> int:
             SELECT spent.refresh_hash FROM sessions JOIN spent_refresh_tokens AS spent USING (session_id)
             WHERE ends_at <= ? LIMIT ?)""",
         (floor(now), most),
+    ).rowcount
+
+
+def forget_spent_of_going(connection: Transaction, now: float, *, most: int) -> int:
+    """Forget spent refresh tokens of sessions that go with a removal which is due within `GOING_SECONDS`; returns how many.
+
+    The removal itself is one transaction, before which nobody reads anything: with a million of them it would take longer than a
+    statement may. One that comes back in the meantime is refused, and ends its session no more.
+    """
+    return connection.execute(
+        """DELETE FROM spent_refresh_tokens WHERE refresh_hash IN (
+            SELECT spent.refresh_hash FROM removals JOIN sessions USING (user_handle)
+            JOIN spent_refresh_tokens AS spent USING (session_id)
+            WHERE due_at <= ? AND (removals.credential_id IS NULL OR removals.credential_id = sessions.credential_id)
+            LIMIT ?)""",
+        (floor(now + GOING_SECONDS), most),
     ).rowcount
 
 

@@ -21,6 +21,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from postgres_store import database as postgres_database
 from postgres_store.pipeline import Told
+from relying_party.core.credentials import User
 from relying_party.core.proofs import STEP_SECONDS, Proof
 from relying_party.errors import CeremonyGone, ProofInvalid, SetupError, StoreUnavailable, UseDpopNonce
 from relying_party.http.app import make_app
@@ -232,6 +233,42 @@ async def test_what_has_ended_in_a_night_is_forgotten_in_portions(
         await store.keep_house()
         assert query(place, "SELECT token_hash FROM sessions") == [(b"live",)]
         assert query(place, "SELECT refresh_hash FROM spent_refresh_tokens") == [(b"of live",)]
+
+
+CYD = User(handle=b"c" * 32, name="cyd", display_name="Cyd")
+
+
+async def test_what_goes_with_a_removal_that_is_soon_due_is_forgotten_in_portions_before(
+    place: PostgresUri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_module, "FORGOTTEN", 2)
+    async with PostgresStore(place) as store:
+        for user, name in ((ADA, b"ada's"), (EVE, b"eve's"), (CYD, b"cyd's")):
+            opened = replace(session(user, name), credential_id=name, expires_at=2**40, ends_at=2**40)
+            await store.register(credential(user, name), user, opened, ends=None)
+        query(place, "UPDATE sessions SET credential_id = 'another' WHERE token_hash = 'eve''s'")
+        query(
+            place,
+            "INSERT INTO spent_refresh_tokens SELECT token_hash || number::text::bytea, session_id"
+            " FROM sessions, generate_series(1, 5) AS number",
+        )
+        due = int(store.clock()) + 60
+        asked = "INSERT INTO removals SELECT name::bytea, handle, {}, 'x', 0, {} FROM users WHERE name = '{}'"
+        query(place, asked.format("NULL", due, "ada"))  # an account
+        query(place, asked.format("'eve''s'", due, "eve"))  # a passkey that has opened no session
+        query(place, asked.format("NULL", due + sql.GOING_SECONDS, "cyd"))  # not soon
+        let_a_statement_delete(place, 2, "spent_refresh_tokens")
+        with pytest.raises(StoreUnavailable):
+            await store.user_by_name("cyd", now=due)  # as it was for everybody
+        await store.keep_house()
+        assert Counter(
+            hash_[:5] for (hash_,) in query(place, "SELECT refresh_hash FROM spent_refresh_tokens")
+        ) == {
+            b"eve's": 5,
+            b"cyd's": 5,
+        }
+        assert await store.user_by_name("cyd", now=due) == CYD
+        assert await store.user_by_name("ada", now=due) is None
 
 
 async def test_the_used_proofs_of_steps_that_are_over_are_forgotten_in_portions(
@@ -660,10 +697,11 @@ class Explained:
     [
         (partial(sql.forget_ended, most=5), "ends_at"),
         (partial(sql.forget_spent, most=5), "ends_at"),
+        (partial(sql.forget_spent_of_going, most=5), "due_at"),
         (sql._forget_never_used, "created_at"),
         (sql._settle, "due_at"),
     ],
-    ids=["sessions", "refresh tokens", "users", "removals"],
+    ids=["sessions", "refresh tokens", "refresh tokens that go", "users", "removals"],
 )
 async def test_what_is_over_is_looked_up_in_an_index_though_the_clock_has_fractions(
     place: PostgresUri, work: Callable[..., Any], column: str

@@ -237,7 +237,9 @@ async def test_a_cleaner_of_old_files_leaves_what_the_workers_share(tmp_path: Pa
         (folder,) = (tmp_path / "tmp").iterdir()
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            with pytest.raises(BlockingIOError):  # as systemd-tmpfiles looks whether somebody has it (tmpfiles.d(5))
+            with pytest.raises(
+                BlockingIOError
+            ):  # as systemd-tmpfiles looks whether somebody has it (tmpfiles.d(5))
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         finally:
             os.close(descriptor)
