@@ -359,7 +359,11 @@ class Database:
         except psycopg.Error as error:
             self._away_until = monotonic() + AWAY_SECONDS
             raise self.errors.unavailable(f"the database cannot be connected to: {said(error)}") from error
-        connection.be_ready()
+        try:
+            connection.be_ready()
+        except OSError as error:  # such as EMFILE: libpq got the last file that the process may have
+            connection.close()
+            raise self.errors.unavailable(f"the database cannot be connected to: {error.strerror}") from error
         return connection
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """The relying party's store in PostgreSQL: several processes, races between them, and a database that goes away and comes back."""
 
 import asyncio
+import errno
 import gc
 import os
 import re
@@ -208,6 +209,24 @@ def let_a_statement_delete(place: PostgresUri, most: int, *tables: str) -> None:
             f"CREATE TRIGGER counted AFTER DELETE ON {table} REFERENCING OLD TABLE AS gone"
             " FOR EACH STATEMENT EXECUTE FUNCTION count_deleted()",
         )
+
+
+async def test_a_connection_for_which_no_file_is_left_is_no_answer_of_the_database(
+    place: PostgresUri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with PostgresStore(place) as store:
+        while not store.database._idle.empty():
+            store.database._idle.get_nowait().close()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "dup", none_left)
+            with pytest.raises(StoreUnavailable, match="Too many open files"):  # which housekeeping outlives
+                await store.keep_house()
+        await store.keep_house()
+        gc.collect()  # a connection that is not closed warns
+        assert store.database._idle.qsize() == 1
 
 
 async def test_what_has_ended_in_a_night_is_forgotten_in_portions(
