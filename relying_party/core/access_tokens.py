@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Final
 
 from joserfc import jwt
@@ -36,20 +37,28 @@ class TokenKey:
 
     @classmethod
     def load(cls, path: Path) -> "TokenKey":
-        """Load a PEM file of mode 0600; a missing file is created with a new key."""
+        """Load a PEM file of mode 0600; a missing file is created with a new key.
+
+        It is there with its whole content or not at all, also for another process that starts at the same time, and after a kill.
+        """
         made = ECKey.generate_key("P-256", private=True)
+        new = path.with_name(f".{path.name}.{token_hex(8)}")
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            if path.exists():
+                return cls._read(path)
+            try:
+                descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(made.as_pem(private=True))
+                    file.flush()
+                    os.fsync(descriptor)
+                os.link(new, path)
+            finally:
+                with suppress(OSError):
+                    new.unlink()
         except FileExistsError:
             return cls._read(path)
         except OSError as error:
-            raise SetupError(f"cannot make the token key {path}: {error.strerror}") from error
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(made.as_pem(private=True))
-        except OSError as error:  # a full disk must not leave a file without a key
-            with suppress(OSError):
-                path.unlink()
             raise SetupError(f"cannot make the token key {path}: {error.strerror}") from error
         return cls(made)
 

@@ -807,6 +807,22 @@ def test_a_token_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     assert "PRIVATE" not in repr(made)
 
 
+def test_two_who_make_a_token_key_at_once_have_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others: list[str] = []
+    fdopen = os.fdopen
+
+    def meanwhile(descriptor: int, mode: str) -> Any:
+        monkeypatch.undo()
+        others.append(TokenKey.load(tmp_path / "key.pem").name)  # another process, while we write
+        return fdopen(descriptor, mode)
+
+    monkeypatch.setattr(os, "fdopen", meanwhile)
+    assert [TokenKey.load(tmp_path / "key.pem").name] == others
+    assert [one.name for one in tmp_path.iterdir()] == ["key.pem"]
+
+
 def test_a_disk_that_is_full_leaves_no_token_key_without_a_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
