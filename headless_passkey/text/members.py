@@ -11,6 +11,7 @@ from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.text.base64url import from_base64url
 
 _WORD: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
+_HALF: Final = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can write it, and no encoding has it
 
 
 def answer_members(value: Any, what: str) -> "Members":
@@ -41,7 +42,7 @@ class Members:
 
     def text(self, name: str, longest: int = 256) -> str:
         value = self._value.get(name)
-        if not isinstance(value, str) or len(value) > longest:
+        if not isinstance(value, str) or len(value) > longest or _HALF.search(value):
             raise self._wrong(name, f"text of at most {longest} characters")
         return value
 

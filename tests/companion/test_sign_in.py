@@ -422,14 +422,15 @@ REFUSED = (NotSignedIn, SessionReason.SIGN_IN_REFUSED)
         ({"grant": {"verification_uri": "http://evil.example/"}}, MALFORMED),
         ({"grant": {"verification_uri": "https://a.example/\u202e"}}, MALFORMED),
         ({"grant": {"user_code": 7}}, MALFORMED),
+        ({"grant": {"device_code": "half of \ud800 a pair"}}, MALFORMED),
         ({"grant": {"interval": -1}}, MALFORMED),
         ({"grant": {"expires_in": None}}, MALFORMED),
         ({"polls": [{"error": "invalid_client"}]}, REFUSED),
         ({"polls": [{"error": "\u202e"}]}, REFUSED),
     ],
     ids=[
-        "another-issuer", "endpoint", "no-grant", "no-client", "script", "http-page", "hidden", "code", "interval", "no-end", "client",
-        "hostile-error",
+        "another-issuer", "endpoint", "no-grant", "no-client", "script", "http-page", "hidden", "code", "half", "interval", "no-end",
+        "client", "hostile-error",
     ],
 )  # fmt: skip
 async def test_an_issuer_that_does_not_keep_to_the_rules_is_refused(

@@ -99,6 +99,18 @@ def test_members_have_bounds(read: Read, error: type[Exception]) -> None:
 
 
 @BOTH
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("half", ["\\ud83d", "\\ude00"])
+def test_text_is_what_any_encoding_can_write(read: Read, error: type[Exception], half: str) -> None:
+    """JSON can write half of a surrogate pair, at which whoever encodes it would fail later."""
+    members = read(json.loads(f'{{"t": "a {half} b", "whole": "\\ud83d\\ude00"}}'), "test")
+    assert members.text("whole") == "\N{GRINNING FACE}"
+    for ask in (members.text, members.optional_text, members.word):
+        with pytest.raises(error, match=r"^test: t: "):
+            ask("t")
+
+
+@BOTH
 @pytest.mark.parametrize("value", [None, [], "text", 5], ids=["null", "list", "text", "number"])
 def test_what_is_no_object_has_no_members(read: Read, error: type[Exception], value: Any) -> None:
     with pytest.raises(error, match=r"^test: expected a JSON object$"):
