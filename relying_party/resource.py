@@ -38,6 +38,7 @@ from relying_party.errors import IssuerUnavailable, ProofInvalid, RequestRefused
 from relying_party.http.answers import NONCE_HEADER, problem, refused
 from relying_party.http.request import NONCE, PROOF_HEADER
 from relying_party.proxy import proxy_for
+from relying_party.resolver import Resolver
 
 MAX_TOKEN: Final = 4096  # characters
 MAX_ANSWER: Final = 64 * 1024  # bytes
@@ -117,7 +118,7 @@ class Guard:
 
     async def opened(self, _app: web.Application) -> AsyncIterator[None]:
         """Open the connection to the relying party; for ``app.cleanup_ctx``."""
-        connector = aiohttp.TCPConnector(ssl=True if self._tls is None else self._tls)
+        connector = aiohttp.TCPConnector(ssl=True if self._tls is None else self._tls, resolver=Resolver())
         async with aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -1,9 +1,11 @@
 """The plan of the house, checked: who may import whom, what a process loads, what a repr shows."""
 
+import ast
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -161,6 +163,44 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     """As `make imports` runs it."""
     program = Path(sys.executable).with_name("lint-imports")
     return subprocess.run([program, "--no-cache"], cwd=folder, capture_output=True, text=True, check=False)
+
+
+OUTGOING = {  # calls that look names up by asyncio's pool, or may: where each is right
+    "TCPConnector": {"relying_party/resource.py": "resolver"},
+    "ClientSession": {"": "connector"},
+    "create_connection": {"": "sock"},
+    "open_connection": {},
+    "getaddrinfo": {  # the first three are of our resolver; the last looks up where to listen
+        "headless_passkey/net/resolver.py": "",
+        "relying_party/resolver.py": "",
+        "companion_push/push/connect.py": "",
+        "http_serving/listening.py": "flags",
+    },
+}
+
+
+def outgoing(module: Path) -> Iterator[tuple[str, set[str]]]:
+    """The calls of a module that look names up, with their keyword arguments."""
+    for each in ast.walk(ast.parse(module.read_text())):
+        if isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute | ast.Name):
+            name = each.func.attr if isinstance(each.func, ast.Attribute) else each.func.id
+            if name in OUTGOING:
+                yield name, {word.arg or "" for word in each.keywords}
+
+
+def test_names_are_looked_up_by_our_resolver_alone() -> None:
+    """In threads that are bounded and that nobody waits for (docs/adr/0065)."""
+    found = [
+        (str(file.relative_to(ROOT)), name, words)
+        for package in PACKAGES
+        for file in sorted((ROOT / package).rglob("*.py"))
+        for name, words in outgoing(file)
+    ]
+    assert {name for _, name, _ in found} == OUTGOING.keys() - {"open_connection"}
+    for file, name, words in found:
+        needed = OUTGOING[name].get(file, OUTGOING[name].get(""))
+        assert needed is not None, f"{file} calls {name}"
+        assert not needed or needed in words, f"{file} calls {name} without {needed}="
 
 
 def test_the_import_contracts_are_kept() -> None:

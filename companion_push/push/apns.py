@@ -31,6 +31,7 @@ from headless_passkey.errors import (
 from headless_passkey.mends import setup_error
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proxy import proxy_for
+from headless_passkey.net.resolver import NoAnswer
 from headless_passkey.text.json_text import decode_json
 
 if TYPE_CHECKING:
@@ -340,6 +341,8 @@ def _why(error: OSError) -> str:
             return f"its certificate is not trusted ({error.verify_message})"
         case ssl.SSLError():
             return "it does not speak TLS as it should"
+        case NoAnswer(strerror=str(why)):
+            return why
         case socket.gaierror():
             return "its name cannot be resolved"
         case OSError(errno=int(number)) if number > 0:

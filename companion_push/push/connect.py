@@ -12,6 +12,7 @@ from typing import Final
 import aiohappyeyeballs
 
 from headless_passkey.net.proxy import Proxy, ProxyFailed
+from headless_passkey.net.resolver import OURS
 
 NEXT_ADDRESS_SECONDS: Final = 0.25  # until the host's next address is tried too (RFC 8305 §5)
 MAX_HEAD: Final = 16_384  # bytes of the proxy's answer
@@ -24,8 +25,7 @@ async def connect_to(host: str, port: int) -> socket.socket:
     An address that swallows packets, such as one of a network without a way to IPv6, costs `NEXT_ADDRESS_SECONDS`. asyncio's
     own `happy_eyeballs_delay` is no argument of uvloop's.
     """
-    loop = asyncio.get_running_loop()
-    addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = await OURS.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS)
 
 

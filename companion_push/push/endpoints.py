@@ -137,6 +137,14 @@ class EndpointRules:
             return True
         return self._any and port == _HTTPS and is_domain(host)
 
+    def lists(self, host: str) -> bool:
+        """Whether a host is listed by its own name, so that the operator knows whose name servers are asked for it."""
+        return any(rule.name == host and not rule.below for rule in self.hosts)
+
+    def lists_above(self, host: str) -> bool:
+        """Whether a name above the host is listed."""
+        return any(host.endswith(f".{rule.name}") and rule.below for rule in self.hosts)
+
     def reaches(self, address: str) -> bool:
         """Whether a connection to this address is allowed. address: as a socket names it, perhaps with a zone."""
         parsed: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)

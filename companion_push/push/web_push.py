@@ -5,6 +5,10 @@
 What is sent has one size, whatever it says, and a Topic of this subscription alone: the push service cannot tell
 purposes apart, nor which of its subscriptions belong to one account. A proxy of the environment is not used: it would
 resolve the endpoint's name by itself, and connect to addresses that nobody has checked.
+
+Names are looked up apart by who has chosen them: those that the operator lists, those below a name that the operator lists,
+and any others. The last two are members' choice, whose name servers may never answer: an account has two threads for each kind,
+as many accounts as are pushed to at a time have them, and no name of one kind waits for those of another.
 """
 
 import asyncio
@@ -14,7 +18,8 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextvars import ContextVar
 from typing import Final
 
 import aiohttp
@@ -28,6 +33,7 @@ from companion_push.serving.retry_after import retry_after
 from headless_passkey.errors import LocalProtocolError, TransportError, TransportReason
 from headless_passkey.net.connector import Connector
 from headless_passkey.net.proxy import read_bounded
+from headless_passkey.net.resolver import OURS, Lookups, Resolver
 from headless_passkey.net.unreachable import what_went_wrong
 from headless_passkey.text.base64url import base64url
 from headless_passkey.text.json_text import decode_json
@@ -39,8 +45,12 @@ MAX_ANSWER: Final = 4096  # bytes that are read of an answer's body
 _CONNECTIONS: Final = 256
 _CONNECTIONS_PER_HOST: Final = 64
 _IDLE_SECONDS: Final = 60.0
+_LOOKUPS: Final = 64  # names of one kind that are looked up at a time
+_LOOKUPS_OF_ACCOUNT: Final = 2
 _REASON: Final = re.compile(r"[A-Za-z]{1,40}")  # as Apple's service says it
 _TAKEN: Final = frozenset({200, 201, 202})
+
+_account: Final = ContextVar[bytes | None]("account", default=None)  # that is pushed to
 
 
 class WebPushChannel:
@@ -61,6 +71,9 @@ class WebPushChannel:
         self._key, self._tokens = key, VapidTokens(key, contact)
         self._rules = rules or EndpointRules()
         self._tls, self._clock = tls, clock
+        self._below_listed, self._any = (
+            Lookups(most=_LOOKUPS, most_of_share=_LOOKUPS_OF_ACCOUNT) for _ in range(2)
+        )
         self._opened: aiohttp.ClientSession | None = None
 
     @property
@@ -102,11 +115,14 @@ class WebPushChannel:
             "Accept-Encoding": "identity",
         }
         body = encrypt(content, p256dh=key, auth=address.auth, size=SIZE)
+        before = _account.set(push.account)
         try:
             async with asyncio.timeout(min(left, SECONDS)):
                 response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             return _unsent(error)
+        finally:
+            _account.reset(before)
         async with response:
             said = b""
             with contextlib.suppress(aiohttp.ClientError, OSError):
@@ -149,6 +165,8 @@ class WebPushChannel:
                 limit=_CONNECTIONS,
                 limit_per_host=_CONNECTIONS_PER_HOST,
                 keepalive_timeout=_IDLE_SECONDS,
+                resolver=Resolver(self._lookups),
+                use_dns_cache=False,  # whose lookup is its first asker's, also for who comes meanwhile
                 socket_factory=self._rules.open_socket,
             )
             self._opened = aiohttp.ClientSession(
@@ -160,6 +178,12 @@ class WebPushChannel:
                 trust_env=False,
             )
         return self._opened
+
+    def _lookups(self, host: str) -> tuple[Lookups, Hashable]:
+        """Who looks a host's name up, and for which share."""
+        if self._rules.lists(host):
+            return OURS, None
+        return self._below_listed if self._rules.lists_above(host) else self._any, _account.get()
 
 
 def _web_push(address: Address) -> WebPush:

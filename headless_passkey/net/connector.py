@@ -1,4 +1,4 @@
-"""HTTP connections that end, whatever their server does, and at the latest with their client session: `Connector`."""
+"""HTTP connections that end, whatever their server or a name server does, and at the latest with their client session: `Connector`."""
 
 import asyncio
 from functools import partial
@@ -6,6 +6,8 @@ from typing import Any, Final, cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+
+from headless_passkey.net.resolver import Resolver
 
 CLOSE_SECONDS: Final = 5.0  # that TLS has for its farewell
 
@@ -42,8 +44,8 @@ class Connector(aiohttp.TCPConnector):
     """
 
     def __init__(self, **options: Any) -> None:
-        """options: of `aiohttp.TCPConnector`."""
-        super().__init__(**options)
+        """options: of `aiohttp.TCPConnector`; without a resolver, names are looked up by ours."""
+        super().__init__(**{"resolver": Resolver(), **options})
         self._factory = cast("partial[ResponseHandler]", partial(_Handler, loop=self._loop))
         self._open: set[asyncio.WriteTransport] = set()
 

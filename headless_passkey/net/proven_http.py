@@ -46,7 +46,6 @@ from headless_passkey.mends import clock_skew, mend, setup_error
 from headless_passkey.net.connector import Connector
 from headless_passkey.net.proof import NONCE_HEADER, PROOF_HEADER, make_proof
 from headless_passkey.net.proxy import ProxyFailed, read_bounded, sending, tracing
-from headless_passkey.net.resolver import Resolver
 from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members, answer_members
 from headless_passkey.text.names import printable
@@ -100,7 +99,7 @@ class ProblemAnswer(RemoteProtocolError):  # noqa: N818  as RFC 9457 spells it
 def open_session(tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
     """Open a client session with this module's settings; the caller closes it. tls: None for the system's roots."""
     return aiohttp.ClientSession(
-        connector=Connector(ssl=True if tls is None else tls, resolver=Resolver()),
+        connector=Connector(ssl=True if tls is None else tls),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},
         auto_decompress=False,  # no decompression bombs

@@ -41,7 +41,6 @@ from headless_passkey.hybrid.tunnel_url import (
 from headless_passkey.mends import mend, setup_error
 from headless_passkey.net.connector import Connector
 from headless_passkey.net.proxy import Way, tracing
-from headless_passkey.net.resolver import Resolver
 from headless_passkey.process.tasks import end
 
 CONNECT_TIMEOUT: Final = 10.0  # seconds for name, TCP, TLS and the 101 answer together
@@ -393,7 +392,7 @@ async def open_websocket(
         return response
 
     async with aiohttp.ClientSession(
-        connector=Connector(resolver=Resolver()),
+        connector=Connector(),
         cookie_jar=aiohttp.DummyCookieJar(),
         middlewares=(first_answer_counts,),
         skip_auto_headers=("User-Agent",),

@@ -10,6 +10,7 @@ import aiohttp
 
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.mends import transport_error
+from headless_passkey.net.resolver import NoAnswer
 
 # by OpenSSL's X509_V_ERR codes: not yet valid, expired, another host, another address
 _CASES: Final = {9: "dates", 10: "dates", 62: "name", 64: "name"}
@@ -53,6 +54,8 @@ def what_went_wrong(error: Exception) -> tuple[TransportReason, str]:
             return TransportReason.UNTRUSTED_CERTIFICATE, why
         case aiohttp.ClientConnectorSSLError():
             why = "it does not speak TLS as it should"
+        case aiohttp.ClientConnectorDNSError(os_error=NoAnswer(strerror=str(why))):
+            return TransportReason.NAME_NOT_RESOLVED, why
         case aiohttp.ClientConnectorDNSError():
             return TransportReason.NAME_NOT_RESOLVED, "its name cannot be resolved"
         case aiohttp.ClientConnectorError(os_error=OSError(errno=int(number))) if number > 0:

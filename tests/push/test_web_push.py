@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from certificates import Certificate
 
 from companion_push.push import web_push
 from companion_push.push.channel import Apns, Channel, Delivery, Kind, Purpose, Push, PushOutcome, WebPush
+from companion_push.push.dispatcher import RUNNING_OF_ACCOUNT
 from companion_push.push.endpoints import EndpointRules
 from companion_push.push.vapid import LIFETIME, REFRESH, VapidKey
 from companion_push.push.web_push import BODY_SECONDS, SECONDS, SIZE, WebPushChannel
@@ -23,7 +25,7 @@ from headless_passkey.net.proxy import read_bounded
 from headless_passkey.text.base64url import from_base64url
 from http_serving.addresses import network
 from tests.loop_clock import LoopClock
-from tests.push.receiver import Receiver, Reply, receiving
+from tests.push.receiver import Receiver, Reply, Subscription, receiving
 from tests.swallowing import PATIENCE, SWALLOWING, first_address_swallows
 
 NOW = 1_800_000_000.5
@@ -367,15 +369,14 @@ async def test_a_name_that_resolves_differently_each_time_reaches_no_private_add
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """DNS rebinding: what the name resolved to before does not matter; the socket's own address does."""
-    loop = asyncio.get_running_loop()
     answers = ["127.0.0.9", "127.0.0.1", "127.0.0.9"]  # the first and last are in the operator's network
     asked: list[str] = []
 
-    async def resolve(host: str, port: int, **_: Any) -> list[Any]:
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
         asked.append(answers[len(asked)])
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (asked[-1], port))]
 
-    monkeypatch.setattr(loop, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     rules = EndpointRules(hosts=[f"localhost:{there.port}"], networks=[network("127.0.0.9/32")])
     seen = []
     for _ in answers:
@@ -396,11 +397,11 @@ async def test_of_several_addresses_only_those_are_tried_that_may_be(
 ) -> None:
     loop = asyncio.get_running_loop()
 
-    async def resolve(host: str, port: int, **_: Any) -> list[Any]:
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
         places = ("10.0.0.1", "169.254.169.254", "127.0.0.1")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (place, port)) for place in places]
 
-    monkeypatch.setattr(loop, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     connected: list[Any] = []
     connect = loop.sock_connect
 
@@ -422,14 +423,95 @@ async def test_an_address_that_swallows_packets_costs_no_push(
     assert tried == [SWALLOWING, "127.0.0.1"]
 
 
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize("below", ["*.push.example", "*.push.example:8443"])
+async def test_names_whose_servers_do_not_answer_keep_no_other_account_from_its_push(
+    below: str, key: VapidKey, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """31 accounts, each with as many such names as pushes of one account are sent at a time: two of them have a thread."""
+    may_end = threading.Event()
+
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        if host.startswith("dead"):
+            may_end.wait(PATIENCE)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    colon = below.partition(":")[2]
+    port = f":{colon}" if colon else ""
+    rules = EndpointRules(hosts=[below, "listed.example"])
+    private = Delivery(outcome=PushOutcome.REFUSED, detail="its host has an address that no push goes to")
+    async with opened(key, clock, rules=rules) as channel:
+        dead = [
+            asyncio.create_task(
+                channel.send(at(f"https://dead{account}-{number}.push.example{port}/x"), of(account))
+            )
+            for account in range(31)
+            for number in range(RUNNING_OF_ACCOUNT)
+        ]
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                living = (f"https://living.push.example{port}/x", "https://listed.example/x")
+                assert [await channel.send(at(endpoint), of(99)) for endpoint in living] == [private] * 2
+            assert channel._below_listed._running.total() == 31 * 2
+        finally:
+            may_end.set()
+        await asyncio.gather(*dead)
+
+
+def at(endpoint: str) -> WebPush:
+    return Subscription(endpoint).address
+
+
+def of(account: int) -> Push:
+    return push(account=account.to_bytes(4, "big"))
+
+
+@pytest.mark.threat("T17")
+async def test_names_of_one_kind_wait_for_none_of_another(
+    key: VapidKey, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What accounts without number do where any host is allowed keeps no push from a host below a listed one, or from a listed one."""
+    may_end = threading.Event()
+
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        if host.endswith(".mallory.example"):
+            may_end.wait(PATIENCE)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    async with opened(key, clock, rules=EndpointRules(hosts=["any", "listed.example"])) as channel:
+        dead = [
+            asyncio.create_task(channel.send(at(f"https://dead{number}.mallory.example/x"), of(number)))
+            for number in range(100)
+        ]
+        await asyncio.sleep(0)
+        try:
+            for host in (
+                "listed.example",
+                "fcm.googleapis.com",
+                "web.push.apple.com",
+                "db5p.notify.windows.com",
+            ):
+                async with asyncio.timeout(PATIENCE):
+                    assert (
+                        await channel.send(at(f"https://{host}/x"), of(200))
+                    ).outcome is PushOutcome.REFUSED
+            assert channel._any._running.total() == 64
+        finally:
+            may_end.set()
+        await asyncio.gather(*dead)
+
+
 @pytest.mark.threat("T13")
 async def test_a_host_that_is_not_listed_is_refused_before_its_name_is_looked_up(
     key: VapidKey, clock: Clock, there: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def resolve(*_: Any, **__: Any) -> list[Any]:
+    def resolve(*_: Any, **__: Any) -> list[Any]:
         raise AssertionError("a name was looked up")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     async with opened(key, clock) as channel:
         address = there.subscribe().address
         delivery = await channel.send(address, push())
@@ -538,12 +620,12 @@ async def test_a_check_says_who_answers_and_what_the_public_key_is(
 async def test_a_check_of_services_that_do_not_answer_names_each(
     key: VapidKey, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def resolve(host: str, port: int, **_: Any) -> list[Any]:
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
         if host == "ntfy.example":
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     async with opened(key, clock, rules=EndpointRules(hosts=["ntfy.example"])) as channel:
         with pytest.raises(TransportError) as failed:
             await channel.check()
