@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
 from companion_push.errors import StoreUnavailable
-from companion_push.relay.nodes import WakeUp
+from companion_push.relay.nodes import PUSHES_LEFT, WakeUp
 from companion_push.relay.store_command import add_states, add_store, states_place
 from companion_push.relay.stores import Store, open_store
 from companion_push.relay.transaction import Transaction
@@ -134,7 +134,7 @@ async def _reset(args: argparse.Namespace) -> None:
         account, told = named(db, args.name), close_account(db, name=args.name, now=now)
         if account is None or told is None:
             raise _unknown()
-        database.tell(db, WakeUp(members=told))
+        database.tell(db, WakeUp(members=told, topics=frozenset({PUSHES_LEFT})))
         return account, _added(db, args, now)
 
     async with open_store(args.store) as database, _opened_states(args) as states:
@@ -157,7 +157,7 @@ async def _delete(args: argparse.Namespace) -> None:
         account, told = named(db, args.name), close_account(db, name=args.name, now=time.time())
         if account is None or told is None:
             raise _unknown()
-        database.tell(db, WakeUp(members=told))
+        database.tell(db, WakeUp(members=told, topics=frozenset({PUSHES_LEFT})))
         return account, told
 
     async with open_store(args.store) as database, _opened_states(args) as states:

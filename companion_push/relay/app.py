@@ -84,7 +84,7 @@ from companion_push.relay.messages import (
     parse_body,
     request_id,
 )
-from companion_push.relay.nodes import Nodes, WakeUp
+from companion_push.relay.nodes import PUSHES_LEFT, Nodes, WakeUp
 from companion_push.relay.notifier import Notifier
 from companion_push.relay.operations import Answer, Call, Operation, Who
 from companion_push.relay.problems import Problem, Slug, not_found
@@ -331,6 +331,7 @@ class RelayEndpoints:
         self._state_cache = StateCache()
         self._nodes: Nodes | None = None  # of the store, when it is open
         self._missed = asyncio.Event()  # something that other processes have told may be lost
+        self._pushes_left = asyncio.Event()  # another process has left some
         self._unsure = UnsureWrites(look=self._versions, tell=self._wake_everywhere)
         self._used_proofs: UsedProofs = ProofsInMemory()
         self._known_keys = KnownKeys()
@@ -1123,6 +1124,8 @@ class RelayEndpoints:
         """Wake whoever waits here for what another process has changed."""
         self.held_requests.wake(wake.topics)
         self.held_requests.wake_members(wake.members)
+        if PUSHES_LEFT in wake.topics:
+            self._pushes_left.set()
 
     def follow(self, follower: Callable[[Answer], None]) -> None:
         """Call `follower` with each operation's answer, on the event loop, after its change is durable and before the caller is answered.
@@ -1263,9 +1266,12 @@ class RelayEndpoints:
         return changed, more
 
     async def _keep_pushes(self) -> None:
-        """Keep this process' pushes regularly, and take up those of processes that were killed."""
+        """Keep this process' pushes regularly, and take up those of processes that were killed; at once those that are left to it."""
         while True:
-            await asyncio.sleep(operations.PUSH_LOOKS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(operations.PUSH_LOOKS):
+                    await self._pushes_left.wait()
+            self._pushes_left.clear()
             try:
                 await self._keep_pushes_once()
             except StoreUnavailable as error:

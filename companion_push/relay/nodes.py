@@ -7,12 +7,17 @@ wakes who waits at another, and a proof is taken once by all of them together (`
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from companion_push.relay.transaction import Transaction
 
 if TYPE_CHECKING:
     from companion_push.relay.proofs import UsedProofs  # of an extra, which `--help` does without
+
+
+PUSHES_LEFT: Final = (
+    "pushes-left"  # the topic of pushes that nobody has under way: for whichever process hears it first
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

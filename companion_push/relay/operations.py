@@ -40,6 +40,7 @@ from companion_push.relay.messages import (
     Submission,
     WordBody,
 )
+from companion_push.relay.nodes import PUSHES_LEFT
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
 from companion_push.relay.transaction import Transaction
 from companion_push.serving.webhook import Attempt
@@ -1183,7 +1184,7 @@ def keep_pushes(call: Call, *, apart: bool = False) -> Answer:
 def let_pushes_go(call: Call) -> Answer:
     """Leave the pushes that this process has under way to the others."""
     channels.keep(call.db, call.in_flight, 0)
-    return Answer(body={})
+    return Answer(body={}, woken=frozenset({PUSHES_LEFT}))
 
 
 def renew_leases(after: str | None, *, alone: bool = False) -> Operation:

@@ -81,6 +81,7 @@ def nobody_hears_it_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(HeldRequest, "wait", waits)
     monkeypatch.setattr(operations, "SWEEP_SECONDS", LONG)
+    monkeypatch.setattr(operations, "PUSH_LOOKS", LONG)
 
 
 @STORES

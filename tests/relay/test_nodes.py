@@ -545,6 +545,25 @@ async def test_a_relay_that_ends_leaves_its_pushes_to_the_others(place: Postgres
         assert await others.came(1) == kept
 
 
+async def test_a_push_that_an_ending_relay_leaves_is_taken_up_at_once(
+    place: PostgresUri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "PUSH_LOOKS", 3600.0)
+    own, others = RecordingChannel(), RecordingChannel()
+    own.gate.clear()
+    async with running_relay(tmp_path, place=place, clock=None, channels=[others]) as staying:
+        async with running_relay(
+            tmp_path, place=place, clock=None, channels=[own], url=staying.url
+        ) as ending:
+            home = await ending.household(companions=1)
+            (anna,), (frame,) = home.companions, home.devices
+            await registers(anna)
+            await frame.submit(anna)
+            kept = await own.came(1)
+        async with asyncio.timeout(60):
+            assert await others.came(1) == kept
+
+
 async def test_an_event_is_told_by_one_relay_at_a_time(
     stores: tuple[PostgresStore, PostgresStore], place: PostgresUri
 ) -> None:
