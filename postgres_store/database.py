@@ -179,9 +179,14 @@ class Database:
         errors: Errors,
         connections: int = CONNECTIONS,
         named: bool = False,
+        addresses: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
-        """uri: checked by `check_uri`. program: its name, which the server shows. named: whether rows are dictionaries."""
+        """uri: checked by `check_uri`. program: its name, which the server shows. named: whether rows are dictionaries.
+
+        addresses: looks a host's name up, in bounded time; `OSError`. None: libpq or its driver does, for as long as it takes.
+        """
         self._uri, self._program, self._named = uri, program, named
+        self._addresses = addresses
         self._prepares = False
         self.errors: Final = errors
         self._threads = ThreadPoolExecutor(max_workers=connections, thread_name_prefix="store")
@@ -344,9 +349,36 @@ class Database:
             self._idle.put(connection)
 
     def conninfo(self, uri: str) -> str:
-        """What libpq is told to connect to `uri`."""
+        """What libpq is told to connect to `uri`. Names are looked up, which may take a while. `Errors.unavailable` where none is known."""
         known = conninfo.conninfo_to_dict(uri)
-        return conninfo.make_conninfo("", **{**_DEFAULTS, "application_name": self._program, **known})
+        told = {**_DEFAULTS, "application_name": self._program, **known, **self._places(known)}
+        return conninfo.make_conninfo("", **told)
+
+    def _places(self, known: Mapping[str, Any]) -> Mapping[str, str]:
+        """Hosts with each of their addresses, for libpq to look no name up; nothing where the hosts are not in the URI."""
+        hosts, ports = (str(known.get(name) or "").split(",") for name in ("host", "port"))
+        if self._addresses is None or not known.get("host") or known.get("hostaddr"):
+            return {}
+        if len(ports) not in (1, len(hosts)):
+            return {}  # which the driver says
+        places: list[tuple[str, str, str]] = []
+        failed: Exception | None = None
+        for host, port in zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=True):
+            if not host or host.startswith(("/", "@")):  # a socket's folder
+                places.append((host, "", port))
+                continue
+            try:
+                places += [(host, address, port) for address in self._addresses(host)]
+            except (OSError, UnicodeError) as error:
+                failed = error
+        if not places:
+            self._away_until = monotonic() + AWAY_SECONDS
+            raise self.errors.unavailable(
+                f"the database cannot be connected to: its name cannot be resolved ({failed})"
+            ) from failed
+        names, addresses, numbers = map(",".join, zip(*places, strict=True))
+        told = {"host": names, "hostaddr": addresses}
+        return told | {"port": numbers} if known.get("port") else told
 
     def connected(self) -> Connection:
         """Connect. `Errors.unavailable` where that fails."""

@@ -20,6 +20,7 @@ from companion_push.relay.store_place import PostgresUri
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import SetupReason
 from headless_passkey.mends import setup_error
+from headless_passkey.net.resolver import OURS
 
 try:
     import psycopg
@@ -70,7 +71,7 @@ class PostgresStore(database.Database):
     """An open store in PostgreSQL. Made by `open_postgres`."""
 
     def __init__(self, place: PostgresUri) -> None:
-        super().__init__(place.uri, program="companion-push relay", errors=_ERRORS)
+        super().__init__(place.uri, program="companion-push relay", errors=_ERRORS, addresses=OURS.addresses)
         self._place = place
         self._lock: database.Connection | None = None  # of a command that is alone
         self._nodes: PostgresNodes | None = None
@@ -161,9 +162,8 @@ class PostgresStore(database.Database):
     async def listening_connection(self) -> "psycopg.AsyncConnection[Any]":
         """Connect to the server itself. `StoreUnavailable` where that fails."""
         try:
-            return await psycopg.AsyncConnection.connect(
-                self.conninfo(self._place.direct or self._place.uri), autocommit=True
-            )
+            told = await self.in_thread(lambda: self.conninfo(self._place.direct or self._place.uri))
+            return await psycopg.AsyncConnection.connect(told, autocommit=True)
         except psycopg.Error as error:
             raise StoreUnavailable(f"the database cannot be listened to: {database.said(error)}") from error
 

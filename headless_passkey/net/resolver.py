@@ -22,6 +22,7 @@ from typing import Any, Final, cast
 from aiohttp import ThreadedResolver
 
 SECONDS: Final = 20.0  # that somebody waits for an answer; the thread may need longer
+THREAD_SECONDS: Final = 5.0  # that a thread waits for one: its program cannot end meanwhile
 THREADS: Final = 32  # at a time, of one `Lookups`
 
 _Found = list[tuple[Any, ...]]  # as `socket.getaddrinfo` returns it
@@ -80,10 +81,25 @@ class Lookups:
             async with asyncio.timeout(self._seconds):
                 return await asyncio.wrap_future(lookup.answer)
         except TimeoutError as error:
-            began = lookup.began
-            raise NoAnswer("its name server does not answer" if began else _TOO_MANY) from error
+            raise self._no_answer(lookup) from error
         finally:
             self._leave(lookup)
+
+    def addresses(self, host: str) -> list[str]:
+        """The addresses of a host, for a thread that may wait, and `THREAD_SECONDS` at the most. `NoAnswer` as above."""
+        if _is_address(host):
+            return [host]
+        lookup = self._ask((host, None, ("type", socket.SOCK_STREAM)), None)
+        try:
+            found = lookup.answer.result(THREAD_SECONDS)
+        except TimeoutError as error:
+            raise self._no_answer(lookup) from error
+        finally:
+            self._leave(lookup)
+        return list(dict.fromkeys(str(place[0]) for *_, place in found))
+
+    def _no_answer(self, lookup: _Lookup) -> NoAnswer:
+        return NoAnswer("its name server does not answer" if lookup.began else _TOO_MANY)
 
     def _ask(self, key: tuple[Any, ...], share: Hashable) -> _Lookup:
         with self._lock:
@@ -100,7 +116,7 @@ class Lookups:
     def _leave(self, lookup: _Lookup) -> None:
         with self._lock:
             lookup.askers -= 1
-            if not lookup.askers and not lookup.began:
+            if self._asked.get(lookup.key) is lookup and not lookup.askers and not lookup.began:
                 self._wait_no_more(lookup)
                 del self._asked[lookup.key]
 

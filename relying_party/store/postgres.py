@@ -17,6 +17,7 @@ from typing import Any, Final, Self, TypeVar
 from relying_party.core.proofs import Proof
 from relying_party.errors import SetupError, StoreUnavailable
 from relying_party.place import PostgresUri
+from relying_party.resolver import OURS
 from relying_party.store.sql import (
     MIGRATIONS,
     USED_PROOFS,
@@ -101,7 +102,7 @@ def planned(place: PostgresUri) -> Plan:
 
 
 def _database(place: PostgresUri) -> Database:
-    return Database(place.uri, program="relying-party", errors=ERRORS, named=True)
+    return Database(place.uri, program="relying-party", errors=ERRORS, named=True, addresses=OURS.addresses)
 
 
 def _migrate(database: Database) -> None:

@@ -1,13 +1,18 @@
-"""A relay whose calls meet name servers that never answer ends as it always does; the programs run as they are."""
+"""Servers whose calls or database meet name servers that never answer end all the same; the programs run as they are."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import aiohttp
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from companion_push.push.vapid import VapidKey
+from companion_push.relay.postgres import _ERRORS
+from headless_passkey.net.resolver import NoAnswer
 from headless_passkey.text.base64url import base64url
+from postgres_store.database import Database
 from tests.dead_names import dead_names
 from tests.programs import running
 from tests.push.receiver import Subscription
@@ -51,3 +56,53 @@ async def test_a_relay_ends_while_push_services_and_webhook_are_looked_up(loop: 
         assert (await anna.put(f"/v1/mutes/{frame.name}", {})).status == 201
         await program.heard("looking up hooks.dead.example\n")
         assert await program.end() == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("companion_push", "relay", "--listen", "127.0.0.1:0"),
+        ("relying_party", "serve", "--listen", "127.0.0.1:0"),
+    ],
+    ids=lambda words: words[0],
+)
+async def test_a_server_whose_database_is_not_found_says_so_and_ends(words: tuple[str, ...]) -> None:
+    """It does not wait for the lookup, which does not end."""
+    module, *options = words
+    store = ("--store", "postgresql://relay@db.dead.example,other.dead.example/relay")
+    async with running(module, *options, *store, environment=dead_names()) as program:
+        async with asyncio.timeout(PATIENCE):
+            assert await program.process.wait() == 4
+            said = await program.stderr()
+    assert said.count("looking up") == 2
+    assert "the database cannot be connected to: its name cannot be resolved" in said
+    assert "its name server does not answer" in said
+
+
+@pytest.mark.parametrize(
+    ("uri", "places"),
+    [
+        ("postgresql://u@a.example/d", ("a.example,a.example", "192.0.2.1,2001:db8::1", None)),
+        ("postgresql://u@a.example:6432/d", ("a.example,a.example", "192.0.2.1,2001:db8::1", "6432,6432")),
+        ("postgresql://u@b.example:1,192.0.2.7:2/d", ("b.example,192.0.2.7", "192.0.2.2,192.0.2.7", "1,2")),
+        ("postgresql://u@dead.example:1,b.example:2/d", ("b.example", "192.0.2.2", "2")),
+        ("postgresql://u@b.example/d?hostaddr=192.0.2.9", ("b.example", "192.0.2.9", None)),
+        ("postgresql:///d?host=/run/postgresql,b.example", ("/run/postgresql,b.example", ",192.0.2.2", None)),
+        ("postgresql:///d", (None, None, None)),
+    ],
+)
+def test_the_driver_is_told_each_address_of_each_host(uri: str, places: tuple[str | None, ...]) -> None:
+    addresses = {
+        "a.example": ["192.0.2.1", "2001:db8::1"],
+        "b.example": ["192.0.2.2"],
+        "192.0.2.7": ["192.0.2.7"],
+    }
+
+    def look_up(host: str) -> list[str]:
+        if host not in addresses:
+            raise NoAnswer("its name server does not answer")
+        return addresses[host]
+
+    with contextlib.closing(Database(uri, program="test", errors=_ERRORS, addresses=look_up)) as database:
+        told = conninfo_to_dict(database.conninfo(uri))
+    assert tuple(told.get(name) for name in ("host", "hostaddr", "port")) == places
