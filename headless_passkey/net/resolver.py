@@ -31,8 +31,11 @@ _Found = list[tuple[Any, ...]]  # as `socket.getaddrinfo` returns it
 class NoAnswer(socket.gaierror):
     """A name was not looked up in time (EAI_AGAIN). Its text says in a few words why; "its" is the server's."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(socket.EAI_AGAIN, why)
+    def __init__(self, message: str) -> None:
+        super().__init__(socket.EAI_AGAIN, message)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class _Lookup:
