@@ -17,7 +17,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from companion_push.identity.authority import AuthorityUnavailable, TokenRefused
-from companion_push.identity.settings import ALGORITHMS, OpenIdSettings
+from companion_push.identity.settings import ALGORITHMS, EDDSA, OpenIdSettings
 from headless_passkey.errors import TransportError
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.connector import Connector
@@ -117,13 +117,16 @@ class IssuerKeys:
 
     def _matching(self, kid: str | None, algorithm: str) -> list[Key]:
         kty, curve = ALGORITHMS[algorithm]
+        names = (
+            {"Ed25519", EDDSA} if curve == "Ed25519" else {algorithm}
+        )  # a token's may be older than its key's
         return [
             key
             for jwk, key in self._keys
             if jwk.kty == kty
             and (curve is None or jwk.crv == curve)
             and (kid is None or jwk.kid == kid)
-            and jwk.alg in (None, algorithm)
+            and (jwk.alg is None or jwk.alg in names)
         ]
 
     def _may_ask(self) -> bool:
@@ -186,6 +189,7 @@ def _usable(raw: msgspec.Raw) -> tuple[_Jwk, Key] | None:
             return None
         if jwk.key_ops is not None and "verify" not in jwk.key_ops:
             return None
+        members.pop("alg", None)  # `_matching` looks at it: joserfc takes Ed25519 and EdDSA for two
         key = _KINDS[jwk.kty].import_key(members)
     except (JoseError, ValueError, TypeError, KeyError, RecursionError):  # msgspec's errors are ValueErrors
         return None

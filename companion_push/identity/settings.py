@@ -8,12 +8,14 @@ from companion_push.identity.authority import SignInWay
 from headless_passkey.errors import UsageError
 from headless_passkey.net.base_url import BaseUrl
 
+EDDSA: Final = "EdDSA"  # what issuers call Ed25519 that are older than RFC 9864
 # by kind of key and curve; all are asymmetric: whoever knows the verifying key cannot sign
 ALGORITHMS: Final = {
     "ES256": ("EC", "P-256"),
     "ES384": ("EC", "P-384"),
     "ES512": ("EC", "P-521"),
     "Ed25519": ("OKP", "Ed25519"),
+    EDDSA: ("OKP", "Ed25519"),
     "PS256": ("RSA", None),
     "PS384": ("RSA", None),
     "PS512": ("RSA", None),
@@ -21,7 +23,7 @@ ALGORITHMS: Final = {
     "RS384": ("RSA", None),
     "RS512": ("RSA", None),
 }
-DEFAULT_ALGORITHMS: Final = ("ES256", "ES384", "Ed25519", "PS256", "RS256")
+DEFAULT_ALGORITHMS: Final = ("ES256", "ES384", "Ed25519", EDDSA, "PS256", "RS256")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 import hmac
 import json
 import ssl
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from typing import Any
 
 from aiohttp import web
 from joserfc import jws
-from joserfc.jwk import ECKey, RSAKey
+from joserfc.errors import SecurityWarning
+from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from companion_push.serving.http_server import Runner
 from headless_passkey.text.base64url import base64url
@@ -26,6 +28,10 @@ def ec_key(kid: str, curve: str = "P-256") -> ECKey:
 
 def rsa_key(kid: str, bits: int = 2048) -> RSAKey:
     return RSAKey.generate_key(bits, {"kid": kid})
+
+
+def edwards_key(kid: str, alg: str | None = None) -> OKPKey:
+    return OKPKey.generate_key("Ed25519", {"kid": kid} if alg is None else {"kid": kid, "alg": alg})
 
 
 @dataclass
@@ -73,12 +79,16 @@ class Issuer:
     ) -> str:
         """A signed token. key: by default the newest. header: changes of the JWS header."""
         key = key or self.keys[-1]
+        # whatever it is for
+        signing = type(key).import_key({**key.as_dict(private=True), "alg": alg})
         protected = {"alg": alg, "kid": key.kid, "typ": "JWT"} | (header or {})
         protected = {name: value for name, value in protected.items() if value is not None}
         registry = jws.JWSRegistry(algorithms=[alg], strict_check_header=False)
-        return jws.serialize_compact(
-            protected, json.dumps(self.claims(**changes)).encode(), key, registry=registry
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SecurityWarning)  # EdDSA
+            return jws.serialize_compact(
+                protected, json.dumps(self.claims(**changes)).encode(), signing, registry=registry
+            )
 
     def unsigned(self, **changes: Any) -> str:
         """A token of the algorithm ``none``."""

@@ -16,7 +16,7 @@ from companion_push.identity.openid import OpenIdConnect
 from companion_push.identity.settings import OpenIdSettings
 from headless_passkey.errors import UsageError
 from tests.device.connect_proxy import ConnectProxy
-from tests.identity.issuer import KEY, NOW, OTHER_KEY, Issuer, ec_key, rsa_key
+from tests.identity.issuer import KEY, NOW, OTHER_KEY, Issuer, ec_key, edwards_key, rsa_key
 
 
 class Ticks:
@@ -71,8 +71,16 @@ async def test_a_subject_is_not_shown(issuer: Issuer) -> None:
         (lambda: ec_key("k", "P-384"), "ES384"),
         (lambda: rsa_key("k"), "RS256"),
         (lambda: rsa_key("k"), "PS256"),
+        (lambda: edwards_key("k"), "Ed25519"),
+        (lambda: edwards_key("k"), "EdDSA"),
+        (lambda: edwards_key("k", alg="EdDSA"), "EdDSA"),
+        (lambda: edwards_key("k", alg="EdDSA"), "Ed25519"),
+        (lambda: edwards_key("k", alg="Ed25519"), "EdDSA"),
     ],
-    ids=["ES256", "ES384", "RS256", "PS256"],
+    ids=[
+        *("ES256", "ES384", "RS256", "PS256", "Ed25519", "EdDSA"),
+        *("EdDSA-of-a-key-for-it", "Ed25519-of-a-key-for-EdDSA", "EdDSA-of-a-key-for-Ed25519"),
+    ],
 )
 async def test_the_usual_algorithms_are_taken(issuer: Issuer, key: Any, alg: str) -> None:
     issuer.keys = [key()]
