@@ -82,7 +82,7 @@ _shtab_companion_push_push_commands() {
 
 _shtab_companion_push_store_commands() {
   local _commands=(
-    check:'Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows each table has. The relay may be running.'
+    check:'Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows each table has. The relay may be running, also an older version of it.'
     copy:'Copy all of a store into an empty one, or nothing: a copy that is broken off can be begun again. No relay may be running on either. The old store stays as it was: start no relay with it any more.'
     migrate:'Bring a store to the newest schema, as the first start of a newer relay does; no relay may be running on it. With --dry-run, print the statements that are missing, and change nothing.'
   )

@@ -337,13 +337,14 @@ class Database:
         self._copies_at = math.inf
         await self._settled()
 
-    def _open(self) -> None:
+    def _open(self, *, migrates: bool) -> None:
         with _translated(self._path):
             _make_private_file(self._path)
             self._connection = _connect(self._path)
             log, _ = _companions(self._path)
             _copy_what_is_there(self._connection, log)
-            _migrate(self._connection)
+            if migrates:
+                _migrate(self._connection)
             # from here on commits are synced by `_sync`, and the log is copied by `_checkpoint`
             for pragma in ("synchronous=NORMAL", "wal_autocheckpoint=0", "busy_timeout=0"):
                 self._connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -431,14 +432,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_database(path: Path) -> AsyncIterator[Database]:
-    """Open the store in `path`, and make a missing one.
+async def open_database(path: Path, *, migrates: bool = True) -> AsyncIterator[Database]:
+    """Open the store in `path`, and make a missing one. migrates: to the newest schema; else it is left as it is.
 
     Raises `StoreUnusable` when the file cannot be a store, `StoreBusy` when another process keeps it locked.
     """
     database = Database(path)
     try:
-        await database._in_thread(database._open)  # noqa: SLF001  opening and closing are its other half
+        # opening and closing are its other half
+        await database._in_thread(lambda: database._open(migrates=migrates))  # noqa: SLF001
         yield database
     finally:
         try:

@@ -134,11 +134,12 @@ class PostgresStore(database.Database):
     def nodes(self) -> "PostgresNodes | None":
         return self._nodes
 
-    def open(self) -> None:
-        """Migrate the database, and read its clock."""
+    def open(self, *, migrates: bool = True) -> None:
+        """Migrate the database, and read its clock. migrates: else it is left in its version."""
         connection = self.connected()
         try:
-            migrate(connection)
+            if migrates:
+                migrate(connection)
         except BaseException:
             connection.close()
             raise
@@ -198,9 +199,9 @@ class PostgresStore(database.Database):
 
 @contextlib.asynccontextmanager
 async def open_postgres(
-    place: PostgresUri, *, alone: bool = False, serves: bool = False
+    place: PostgresUri, *, alone: bool = False, serves: bool = False, migrates: bool = True
 ) -> AsyncIterator[PostgresStore]:
-    """Open a store in PostgreSQL, and make its tables where they are missing. alone, serves: as for `open_store`.
+    """Open a store in PostgreSQL, and make its tables where they are missing. alone, serves, migrates: as for `open_store`.
 
     Raises `StoreUnusable` where it cannot be a store, `StoreUnavailable` where it cannot be connected to, `StoreBusy` when
     somebody else has it alone, or is in the way of that.
@@ -209,7 +210,7 @@ async def open_postgres(
     try:
         if alone:
             await store.in_thread(store.lock)
-        await store.in_thread(store.open)
+        await store.in_thread(lambda: store.open(migrates=migrates))
         async with store.shared() if serves else contextlib.nullcontext():
             yield store
     finally:

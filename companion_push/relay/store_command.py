@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
         "check",
         help="check a store, and count what is in it",
         description="Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows "
-        "each table has. The relay may be running.",
+        "each table has. The relay may be running, also an older version of it.",
         epilog=example("companion-push store check --store postgresql://relay@db.example/relay"),
     )
     add_store(check, "--store", "the store")
@@ -125,8 +125,7 @@ async def _check(args: argparse.Namespace) -> None:
 
     _expect(args.store)
     place = states_place(args)
-    async with open_store(args.store) as store:
-        found = await checked(store)
+    found = await checked(args.store)
     for table, count in found.counts.items():
         out(f"{table} {count}")
     _tell(args, found)

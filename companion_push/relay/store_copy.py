@@ -6,13 +6,20 @@ from typing import Final
 
 from companion_push.errors import StoreUnusable
 from companion_push.relay.database import MIGRATIONS
-from companion_push.relay.stores import Store
+from companion_push.relay.store_migration import planned
+from companion_push.relay.store_place import StorePlace
+from companion_push.relay.stores import Store, open_store
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import SetupReason
 from postgres_store import copying
 
-# those that others refer to come first, as they were made
-TABLES: Final = tuple(re.findall(r"CREATE TABLE (\w+)", "".join(MIGRATIONS)))
+
+def _tables(version: int) -> tuple[str, ...]:
+    """The tables of a version of the schema; those that others refer to come first, as they were made."""
+    return tuple(re.findall(r"CREATE TABLE (\w+)", "".join(MIGRATIONS[:version])))
+
+
+TABLES: Final = _tables(len(MIGRATIONS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,17 +31,25 @@ class Checked:
     warnings: tuple[str, ...]
 
 
-async def checked(store: Store) -> Checked:
-    """Check a store. Raises `StoreUnusable` where it is damaged, `StoreUnavailable` where it does not answer."""
-    return await store.transact(_checked, durable=lambda _: False)
+async def checked(place: StorePlace) -> Checked:
+    """Check a store, beside a relay that uses it. Raises `StoreUnusable` where it is damaged, `StoreUnavailable` where it does not answer.
 
+    A store of an older version is left as it is: the relay may be of that version.
+    """
+    plan = await planned(place)
 
-def _checked(db: Transaction) -> Checked:
-    damage = copying.damage_of(db)
-    if damage is not None:
-        raise StoreUnusable(f"the store is damaged: {damage}", reason=SetupReason.STATE_DAMAGED)
-    engine, warnings = copying.engine_of(db)
-    return Checked(engine=engine, counts=copying.counted(db, TABLES), warnings=warnings)
+    def work(db: Transaction) -> Checked:
+        damage = copying.damage_of(db)
+        if damage is not None:
+            raise StoreUnusable(f"the store is damaged: {damage}", reason=SetupReason.STATE_DAMAGED)
+        engine, warnings = copying.engine_of(db)
+        if plan.steps:
+            old = f"it has version {plan.version} of the schema, and this program makes it version {plan.newest} when it starts"
+            warnings = (*warnings, old)
+        return Checked(engine=engine, counts=copying.counted(db, _tables(plan.version)), warnings=warnings)
+
+    async with open_store(place, migrates=False) as store:
+        return await store.transact(work, durable=lambda _: False)
 
 
 async def copy_store(source: Store, target: Store) -> dict[str, int]:

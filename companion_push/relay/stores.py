@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from companion_push.relay.database import open_database, sole_user
 from companion_push.relay.nodes import WakeUp
+from companion_push.relay.store_migration import planned
 from companion_push.relay.store_place import StorePlace
 from companion_push.relay.transaction import Transaction
 
@@ -79,19 +80,25 @@ class Store(Protocol):
 
 
 @contextlib.asynccontextmanager
-async def open_store(place: StorePlace, *, alone: bool = False, serves: bool = False) -> AsyncIterator[Store]:
-    """Open the store at `place`, and make a missing one.
+async def open_store(
+    place: StorePlace, *, alone: bool = False, serves: bool = False, migrates: bool = True
+) -> AsyncIterator[Store]:
+    """Open the store at `place`, and make a missing one. One of an older version is brought to the newest schema.
 
     serves: as a relay, of which a file has one at a time, and a database any number. alone: as a command beside which no relay
-    may run. Without both: as a command beside relays. Raises `StoreUnusable` and `StoreUnavailable`; `SetupError`
+    may run. Without both: as a command beside relays, unless the store is older: a relay of that version would not start again
+    then. migrates: else it is left as it is. Raises `StoreUnusable` and `StoreUnavailable`; `SetupError`
     (missing-package) for PostgreSQL without the extra ``postgres``.
     """
+    if migrates and not serves:
+        plan = await planned(place)
+        alone = alone or bool(plan.version and plan.steps)
     if isinstance(place, Path):
         with sole_user(place) if alone or serves else contextlib.nullcontext():
-            async with open_database(place) as database:
+            async with open_database(place, migrates=migrates) as database:
                 yield database
         return
     from companion_push.relay.postgres import open_postgres  # noqa: PLC0415  it needs an extra
 
-    async with open_postgres(place, alone=alone, serves=serves) as postgres:
+    async with open_postgres(place, alone=alone, serves=serves, migrates=migrates) as postgres:
         yield postgres

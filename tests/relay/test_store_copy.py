@@ -286,12 +286,12 @@ async def test_no_relay_may_be_running_on_either(file: Path, tmp_path: Path) -> 
 
 
 async def test_a_check_counts_and_names_the_engine(file: Path, database: PostgresUri) -> None:
-    async with a_household(file), open_store(file) as store:
-        found = await checked(store)
+    async with a_household(file):
+        found = await checked(file)
     assert found.engine == f"SQLite {sqlite3.sqlite_version}"
     assert (found.counts["accounts"], found.warnings) == (2, ())
-    async with open_store(database) as store:
-        found = await checked(store)
+    async with open_store(database):
+        found = await checked(database)
     assert found.engine.startswith("PostgreSQL ")
     assert found.counts == dict.fromkeys(TABLES, 0)
     assert found.warnings == (
@@ -310,8 +310,7 @@ async def test_a_damaged_file_is_said(file: Path) -> None:
         pass
     damage(file)
     with pytest.raises(StoreUnusable, match="damaged"):
-        async with open_store(file) as store:
-            await checked(store)
+        await checked(file)
 
 
 # The commands

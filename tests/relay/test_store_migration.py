@@ -166,6 +166,30 @@ async def test_nothing_is_migrated_beside_a_relay_but_looked_at(
     assert f"version {NEWEST}" in capsys.readouterr().err
 
 
+@pytest.mark.threat("T12")
+async def test_no_command_migrates_the_store_of_a_relay_that_runs(
+    place: StorePlace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That relay would be refused at its next start."""
+    before = tables(place)
+    async with running_relay(tmp_path / "relay", place=place, clock=None):
+        be_newer(monkeypatch)
+        check = make_parser("store").parse_args(["store", "check", "--store", str(place)])
+        await check.main(check)
+        shown = capsys.readouterr()
+        assert "accounts 1\n" in shown.out
+        assert (
+            f"warning: it has version {NEWEST} of the schema, and this program makes it version {NEWEST + 1} when it starts\n"
+            in shown.err
+        )
+        with pytest.raises(StoreBusy):
+            async with open_store(place):  # as `account add` does
+                pass
+        assert (version(place), tables(place)) == (NEWEST, before)
+    async with open_store(place):
+        assert version(place) == NEWEST + 1
+
+
 async def test_a_store_of_the_first_release_gets_the_indexes_beside_a_relay_of_it_that_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +201,7 @@ async def test_a_store_of_the_first_release_gets_the_indexes_beside_a_relay_of_i
     async with running_relay(tmp_path / "relay", place=place, clock=None) as older:
         home = await older.household()
         monkeypatch.setattr(postgres, "MIGRATIONS", steps)
-        async with open_store(place):
+        async with open_store(place, serves=True):
             assert version(place) == NEWEST
         (anna, _), (frame,) = home.companions, home.devices
         await frame.submit(anna)
