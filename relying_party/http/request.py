@@ -101,7 +101,7 @@ async def caller_of(request: web.Request, state: State, *, reads: bool = False) 
     """
     if not reads or PROOF_HEADER in request.headers:  # verification costs time, whatever the request is for
         state.rate_limit.take(request.remote or "", now=state.clock())
-    if PROOF_HEADER in request.headers or "Authorization" in request.headers:
+    if _is_of_a_device(request):
         if "Origin" in request.headers:
             raise InvalidRequest("a request has either a proof or an Origin")
         return await _device(request, state)
@@ -214,6 +214,12 @@ async def _read(request: web.Request) -> bytes:
     if len(body) > MAX_BODY:
         raise PayloadTooLarge(limit=MAX_BODY)
     return body
+
+
+def _is_of_a_device(request: web.Request) -> bool:
+    """Whether a request comes with a proof, or a token. A browser sends what a proxy in front of us has asked it for (RFC 7617)."""
+    schemes = (value.partition(" ")[0].lower() for value in request.headers.getall("Authorization", []))
+    return PROOF_HEADER in request.headers or any(scheme != "basic" for scheme in schemes)
 
 
 async def _device(request: web.Request, state: State) -> tuple[Caller, str | None]:

@@ -725,3 +725,17 @@ async def test_an_application_whose_store_cannot_open_says_so(tmp_path: Path) ->
     with pytest.raises(SetupError):
         await runner.setup()
     await runner.cleanup()
+
+
+class _BehindAPassword(Browser):
+    """A browser that a proxy in front has asked for a name and a password, which it sends with each request from then on."""
+
+    def headers(self, method: str, path: str, now: float) -> dict[str, str]:
+        return super().headers(method, path, now) | {"Authorization": "Basic YWRhOmxvdmVsYWNl"}
+
+
+async def test_a_proxys_password_makes_no_device_of_a_browser(site: Site) -> None:
+    browser = _BehindAPassword()
+    passkey, _ = await site.register(browser, "ada")
+    assert (await site.sign_in(browser, passkey)).status == 200
+    assert (await site.send(browser, "GET", "/me")).status == 200
