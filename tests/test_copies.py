@@ -58,9 +58,8 @@ ALIKE: Final = {
         "_interrupted",
         "_log_kept",
         "_removed",
-        "_too_many",
     ),
-    *("name_of", "proxy_for", "tracing", "why_not_plain"),
+    *("checked", "name_of", "proxy_for", "tracing", "why_not_plain"),
 }
 FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 LONG: Final = 100  # characters of a function or class that is worth a comparison
