@@ -31,6 +31,7 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
+from name_lookups.resolver import Resolver
 from relying_party.core.access_tokens import ALGORITHM, TYPE
 from relying_party.core.domains import is_this_machine
 from relying_party.core.proofs import KnownKeys, ProofsInMemory, UsedProofs, verify_proof
@@ -38,7 +39,6 @@ from relying_party.errors import IssuerUnavailable, ProofInvalid, RequestRefused
 from relying_party.http.answers import NONCE_HEADER, problem, refused
 from relying_party.http.request import NONCE, PROOF_HEADER
 from relying_party.proxy import proxy_for
-from relying_party.resolver import Resolver
 
 MAX_TOKEN: Final = 4096  # characters
 MAX_ANSWER: Final = 64 * 1024  # bytes

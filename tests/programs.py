@@ -5,12 +5,17 @@ import os
 import re
 import signal
 import sys
+import tomllib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parent.parent
+with (ROOT / "pyproject.toml").open("rb") as _project:
+    PACKAGES: Final[tuple[str, ...]] = tuple(
+        tomllib.load(_project)["tool"]["importlinter"]["root_packages"]
+    )  # ours
 
 
 class Program:

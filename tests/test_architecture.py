@@ -10,15 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = (
-    "headless_passkey",
-    "companion_push",
-    "relying_party",
-    "http_serving",
-    "postgres_store",
-    "server_workers",
-)
+from tests.programs import PACKAGES, ROOT
 
 CORE = ("client_platform", "authenticator", "channel", "cbor", "fido_url", "tunnel_url")
 IMPURE = {"asyncio", "socket", "ssl", "logging", "selectors", "subprocess", "aiohttp", "bleak", "bumble"}
@@ -43,18 +35,7 @@ def loaded_by(module: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize(
-    "package",
-    [
-        "headless_passkey",
-        "headless_passkey.hybrid",
-        "companion_push",
-        "relying_party",
-        "http_serving",
-        "postgres_store",
-        "server_workers",
-    ],
-)
+@pytest.mark.parametrize("package", [*PACKAGES, "headless_passkey.hybrid"])
 def test_a_package_loads_nothing_of_its_own_accord(package: str) -> None:
     ours = {module for module in loaded_by(package) if module.split(".")[0] in PACKAGES}
     assert ours == {package, package.partition(".")[0]}
@@ -170,9 +151,8 @@ OUTGOING = {  # calls that look names up by asyncio's pool, or may: where each i
     "ClientSession": {"": "connector"},
     "create_connection": {"": "sock"},
     "open_connection": {},
-    "getaddrinfo": {  # the first three are of our resolver; the last looks up where to listen
-        "headless_passkey/net/resolver.py": "",
-        "relying_party/resolver.py": "",
+    "getaddrinfo": {  # the first two are of our resolver; the last looks up where to listen
+        "name_lookups/resolver.py": "",
         "companion_push/push/connect.py": "",
         "http_serving/listening.py": "flags",
     },

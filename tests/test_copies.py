@@ -24,7 +24,6 @@ COPIES: Final[Mapping[tuple[str, str], str]] = {
     ("early_signals", "headless_passkey/process/early_signals"): "",
     ("log_thread", "headless_passkey/process/log_thread"): "",
     ("memory", "headless_passkey/process/memory"): "",
-    ("resolver", "headless_passkey/net/resolver"): "",
     (
         "cli",
         "headless_passkey/command/command_line",

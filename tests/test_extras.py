@@ -20,8 +20,7 @@ from companion_push.cli import PROGRAMS
 from companion_push.cli import make_parser as make_push_parser
 from headless_passkey.command.cli import make_parser as make_device_parser
 from relying_party.cli import make_parser as make_relying_party_parser
-
-ROOT = Path(__file__).parent.parent
+from tests.programs import PACKAGES, ROOT
 
 # what the extras bring; the distribution alone brings cryptography
 EXTRAS = (
@@ -224,14 +223,6 @@ MODULES = {
     "tracing": (("companion_push.serving.tracing", "relying_party.http.tracing"), ()),
     "uvloop": (("companion_push.serving.options",), ()),
 }  # fmt: skip
-OURS = (
-    "headless_passkey",
-    "companion_push",
-    "relying_party",
-    "http_serving",
-    "postgres_store",
-    "server_workers",
-)
 # its interface speaks in their types, or it is imported by another name
 BROUGHT_BY = {
     "opentelemetry": "opentelemetry_api", "yarl": "aiohttp", "multidict": "aiohttp", "graphql": "strawberry_graphql", "strawberry": "strawberry_graphql",
@@ -240,7 +231,7 @@ BROUGHT_BY = {
 
 def our_modules() -> dict[str, Path]:
     found = {}
-    for package in OURS:
+    for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             found[name.removesuffix(".__init__")] = path
@@ -330,7 +321,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    for package in OURS:
+    for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 

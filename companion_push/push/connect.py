@@ -12,7 +12,7 @@ from typing import Final
 import aiohappyeyeballs
 
 from headless_passkey.net.proxy import Proxy, ProxyFailed
-from headless_passkey.net.resolver import OURS
+from name_lookups.resolver import OURS
 
 NEXT_ADDRESS_SECONDS: Final = 0.25  # until the host's next address is tried too (RFC 8305 §5)
 MAX_HEAD: Final = 16_384  # bytes of the proxy's answer

@@ -20,7 +20,7 @@ from companion_push.relay.store_place import PostgresUri
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import SetupReason
 from headless_passkey.mends import setup_error
-from headless_passkey.net.resolver import OURS
+from name_lookups.resolver import OURS
 
 try:
     import psycopg

@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-from headless_passkey.net.resolver import Resolver
+from name_lookups.resolver import Resolver
 
 CLOSE_SECONDS: Final = 5.0  # that TLS has for its farewell
 

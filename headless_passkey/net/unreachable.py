@@ -10,7 +10,7 @@ import aiohttp
 
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.mends import transport_error
-from headless_passkey.net.resolver import NoAnswer
+from name_lookups.resolver import NoAnswer
 
 # by OpenSSL's X509_V_ERR codes: not yet valid, expired, another host, another address
 _CASES: Final = {9: "dates", 10: "dates", 62: "name", 64: "name"}

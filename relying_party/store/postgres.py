@@ -14,10 +14,10 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from name_lookups.resolver import OURS
 from relying_party.core.proofs import Proof
 from relying_party.errors import SetupError, StoreUnavailable
 from relying_party.place import PostgresUri
-from relying_party.resolver import OURS
 from relying_party.store.sql import (
     MIGRATIONS,
     USED_PROOFS,

@@ -10,8 +10,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from companion_push.push.vapid import VapidKey
 from companion_push.relay.postgres import _ERRORS
-from headless_passkey.net.resolver import NoAnswer
 from headless_passkey.text.base64url import base64url
+from name_lookups.resolver import NoAnswer
 from postgres_store.database import Database
 from tests.dead_names import dead_names
 from tests.programs import running

@@ -13,11 +13,11 @@ import aiohttp
 import pytest
 
 from headless_passkey.errors import TransportError, TransportReason
-from headless_passkey.net import resolver
 from headless_passkey.net.connector import Connector
 from headless_passkey.net.proven_http import open_session
 from headless_passkey.net.proxy import sending, tracing
-from headless_passkey.net.resolver import Lookups, NoAnswer, Resolver
+from name_lookups import resolver
+from name_lookups.resolver import Lookups, NoAnswer, Resolver
 
 PATIENCE = 60.0  # seconds; a safety net
 
@@ -58,7 +58,7 @@ def test_a_program_ends_although_no_name_server_answers() -> None:
 
 FORKS = """
 import asyncio, os, socket, threading
-from headless_passkey.net.resolver import Resolver
+from name_lookups.resolver import Resolver
 
 def silent(*_, **__):
     threading.Event().wait()
