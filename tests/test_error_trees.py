@@ -11,11 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 from graphql import GraphQLError
 
-import companion_push
 import companion_push.errors
-import headless_passkey
 import headless_passkey.errors
-import relying_party
 import relying_party.errors
 from headless_passkey.doctor.finding import Check, Finding
 from headless_passkey.errors import (
@@ -34,8 +31,8 @@ from headless_passkey.errors import (
 )
 from headless_passkey.rp.session import Answer
 from http_serving.rate_limit import Policy
+from tests.programs import PACKAGES, ROOT
 
-PACKAGES = (headless_passkey, companion_push, relying_party)
 TREES = (headless_passkey.errors, companion_push.errors, relying_party.errors)
 
 # what each parameter of a constructor is given, by its name
@@ -99,9 +96,9 @@ def named(tree: ModuleType, name: str) -> Any:
 
 
 def errors() -> Iterator[type[Exception]]:
-    """Every public exception of the three packages."""
+    """Every public exception of our packages."""
     for package in PACKAGES:
-        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        for found in pkgutil.walk_packages([str(ROOT / package)], f"{package}."):
             if found.name.endswith("__main__"):
                 continue
             module = importlib.import_module(found.name)

@@ -21,8 +21,9 @@ from headless_passkey.command.cli import make_parser
 from headless_passkey.doctor.finding import Check
 from headless_passkey.errors import EnrolmentReason, ExitStatus, SetupReason, TransportReason, TrustReason
 from headless_passkey.net.base_url import BaseUrl
+from tests.programs import PACKAGES, ROOT
 
-ROOT: Final = Path(__file__).parent.parent
+DEVICE: Final = {"headless_passkey", "name_lookups"}  # our packages that a device loads
 PAGE: Final = (ROOT / "docs/how-to/linux-board.md").read_text(encoding="utf-8")
 SYSTEMD: Final = ROOT / "examples/systemd"
 UNIT: Final = SYSTEMD / "headless-passkey-sign-in.service"
@@ -126,7 +127,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkout as pip installs it, into a folder of its own; what it depends on is that of this environment."""
     folder = tmp_path_factory.mktemp("installed")
     source = folder / "headless-passkey"  # a build leaves files beside its sources
-    for package in ("headless_passkey", "companion_push", "relying_party"):
+    for package in PACKAGES:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -165,7 +166,7 @@ def name_of(requirement: str) -> str:
 
 
 def hidden() -> set[str]:
-    """What other extras bring, and the packages that are not the device's."""
+    """What other extras bring, and our packages that are not the device's."""
     others = modules("fido2") | modules("push") | modules("rp") | modules("emulation")
     brought = {
         name_of(line)
@@ -173,20 +174,18 @@ def hidden() -> set[str]:
         for line in metadata.requires(name) or ()
         if "extra ==" not in line
     }
-    return others - modules("device") - brought | {"companion_push", "relying_party"}
+    return others - modules("device") - brought | (set(PACKAGES) - DEVICE)
 
 
 def test_all_that_the_device_imports_comes_with_its_extra_or_with_one_for_other_radios_and_programs() -> None:
     imported = set()
-    for path in (ROOT / "headless_passkey").rglob("*.py"):
+    for path in (path for package in DEVICE for path in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.partition(".")[0])
-    foreign = (
-        imported - sys.stdlib_module_names - {"headless_passkey"} - {"yarl", "multidict"}
-    )  # aiohttp's types
+    foreign = imported - sys.stdlib_module_names - DEVICE - {"yarl", "multidict"}  # aiohttp's types
     assert foreign - modules(None) - modules("device") == modules("fido2") | modules("emulation")
 
 

@@ -23,9 +23,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-ROOT: Final = Path(__file__).parent.parent.parent
+from tests.programs import PACKAGES, ROOT
+
 WORK: Final = ROOT / ".fuzz"
-PACKAGES: Final = ["headless_passkey", "companion_push", "relying_party"]
 MAX_SIZE: Final = 4096  # bytes of an input: above every bound of the parsers but two, which are only compared
 ONE_INPUT: Final = 10  # seconds that one input may take; they take microseconds
 
@@ -82,7 +82,7 @@ def _load() -> dict[str, Any]:
     """The targets, with counters in all of our code that they reach, and the seeds on disk."""
     import atheris
 
-    with atheris.instrument_imports(include=PACKAGES), _quiet():
+    with atheris.instrument_imports(include=[*PACKAGES]), _quiet():
         from tests.fuzz.targets import TARGETS
     from tests.fuzz.corpus import seeds
 
