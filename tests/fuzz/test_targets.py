@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.corpus import seeds
-from tests.fuzz.run import ROOT, main
+from tests.fuzz.run import main
 from tests.fuzz.targets import TARGETS
+from tests.programs import ROOT
 
 SEEDS = seeds()
 FINDINGS = Path(__file__).parent / "findings"
