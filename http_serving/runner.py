@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDictProxy
 from yarl import URL
 
 from http_serving.accepting import CLOSE_SECONDS, Site
@@ -49,14 +50,34 @@ _HAS_NAMES: Final = all(
 TAKE: Final[web.AppKey[Take]] = web.AppKey("take")
 
 
-def upgrades(websocket: web.WebSocketResponse, request: web.Request) -> bool:
-    """Whether `websocket` can answer the request: whether that is the handshake of a WebSocket (RFC 6455 §4.2.1)."""
+def offers(headers: CIMultiDictProxy[str], subprotocol: str) -> bool:
+    """Whether an upgrade offers a subprotocol, in one header or in several (RFC 6455 §11.3.4)."""
+    return _names(",".join(headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, ())), subprotocol)
+
+
+def opening_handshake(
+    websocket: web.WebSocketResponse, request: web.Request, subprotocol: str
+) -> web.Request | None:
+    """The request as `websocket` can answer it; None when it is no opening handshake of a WebSocket (RFC 6455 §4.2.1).
+
+    subprotocol: one that it offers. aiohttp looks for it in the first header alone, and logs what that offers instead.
+    """
     if request.body_exists:  # what had not come of it by now would be read as frames
-        return False
+        return None
     try:
-        return bool(websocket.can_prepare(request))
-    except ValueError:  # aiohttp 3.14: a Sec-WebSocket-Key that is not ASCII
-        return False
+        if not _names(request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, ""), subprotocol):
+            told = {name: request.headers[name] for name in _HANDSHAKE if name in request.headers}
+            request = request.clone(headers={**told, hdrs.SEC_WEBSOCKET_PROTOCOL: subprotocol})
+        return request if websocket.can_prepare(request) else None
+    except ValueError:  # aiohttp 3.14: a header that is not ASCII
+        return None
+
+
+_HANDSHAKE: Final = (hdrs.UPGRADE, hdrs.CONNECTION, hdrs.SEC_WEBSOCKET_VERSION, hdrs.SEC_WEBSOCKET_KEY)
+
+
+def _names(offered: str, subprotocol: str) -> bool:
+    return subprotocol in (each.strip() for each in offered.split(","))
 
 
 class Runner(web.AppRunner):

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aiohttp import hdrs, web
 from aiohttp.http import RawRequestMessage
-from multidict import CIMultiDictProxy
 
 from companion_push import waking
 from companion_push.serving.http_server import problem
@@ -36,7 +35,7 @@ from companion_push.tunnel_service.hook import WakeHook
 from companion_push.tunnel_service.open_tunnel import OpenTunnel, away, evicted, log_end, vanished
 from companion_push.tunnel_service.phones import Phones
 from companion_push.tunnel_service.rendezvous import End, Limits, Rendezvous, Tunnel, TunnelRefusal
-from companion_push.tunnel_service.websocket import VERSION, Websocket, accept_key
+from companion_push.tunnel_service.websocket import Websocket, accept_key, no_upgrade
 from headless_passkey.errors import RemoteProtocolError, UsageError
 from headless_passkey.hybrid.tunnel_url import (
     CLIENT_PAYLOAD_HEADER,
@@ -56,7 +55,7 @@ from headless_passkey.hybrid.tunnel_url import (
 from headless_passkey.process.tasks import end, end_quietly
 from http_serving.first_request import HandedOver, Taken
 from http_serving.rate_limit import Policy, limit_headers
-from http_serving.runner import TAKE, Upgrade, http_logger
+from http_serving.runner import TAKE, Upgrade, http_logger, offers
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -201,7 +200,7 @@ class TunnelEndpoints:
         if (
             not isinstance(path, NewTunnel | ConnectTunnel)
             or message.method != hdrs.METH_GET
-            or not _offers_subprotocol(headers)
+            or not offers(headers, SUBPROTOCOL)
             or (self.traces is not None and self.traces.wanted)
         ):
             return None
@@ -446,13 +445,11 @@ async def _cable(request: web.Request) -> web.StreamResponse:
         refused = problem(405, "GET only")
         refused.headers[hdrs.ALLOW] = hdrs.METH_GET
         return refused
-    if not _offers_subprotocol(request.headers):
+    if not offers(request.headers, SUBPROTOCOL):
         return problem(400, f"expected the websocket subprotocol {SUBPROTOCOL}")
     accept = accept_key(request.headers)
     if accept is None:
-        refused = problem(400, "expected a websocket upgrade")
-        refused.headers[hdrs.SEC_WEBSOCKET_VERSION] = VERSION  # RFC 6455 §4.4
-        return refused
+        return no_upgrade()
     if request.body_exists:  # what had not come of it by now would be read as frames
         return problem(400, "expected a websocket upgrade without a body")
     match path:
@@ -460,11 +457,6 @@ async def _cable(request: web.Request) -> web.StreamResponse:
             return await endpoints.serve(request, path, accept)
         case ContactTunnel():
             return await endpoints.contact(request, path, accept)
-
-
-def _offers_subprotocol(headers: CIMultiDictProxy[str]) -> bool:
-    offered = ",".join(headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, ())).split(",")  # RFC 6455 §11.3.4
-    return SUBPROTOCOL in (protocol.strip() for protocol in offered)
 
 
 def _answer(accept: str, place: Place) -> dict[str, str]:

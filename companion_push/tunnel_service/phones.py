@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from aiohttp import WSCloseCode, WSMsgType, hdrs, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from companion_push.serving.http_server import problem
 from companion_push.tunnel_service.buckets import Buckets
 from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
 from companion_push.tunnel_service.hook import WakeHook
 from companion_push.tunnel_service.rendezvous import Tunnel, TunnelRefusal
+from companion_push.tunnel_service.websocket import no_upgrade
 from companion_push.waking import (
     MAX_CONTACTS,
     MAX_WAKING_SIZE,
@@ -38,7 +39,7 @@ from headless_passkey.hybrid.tunnel_url import CloseReason
 from headless_passkey.process.tasks import end_quietly
 from http_serving.addresses import neighbourhood
 from http_serving.log_limit import PERIOD, LogLimit
-from http_serving.runner import upgrades
+from http_serving.runner import offers, opening_handshake
 
 CLOSE_TIMEOUT: Final = 1.0  # seconds a phone has to answer our close frame
 SEND_TIMEOUT: Final = 20.0  # seconds a phone may leave a message unread
@@ -170,17 +171,17 @@ class Phones:
             heartbeat=self._silence,
             autoping=False,  # pings are counted
         )
-        offered = request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")
-        if SUBPROTOCOL not in (protocol.strip() for protocol in offered):
+        if not offers(request.headers, SUBPROTOCOL):
             return problem(400, f"expected the websocket subprotocol {SUBPROTOCOL}")
-        if not upgrades(websocket, request):
-            return problem(400, "expected a websocket upgrade")
+        handshake = opening_handshake(websocket, request, SUBPROTOCOL)
+        if handshake is None:
+            return no_upgrade()
         phone = Phone(neighbourhood=neighbourhood(request.remote or ""))
         if not self._make_room(phone.neighbourhood):
             return TunnelRefusal.TOO_MANY_PHONES
         self._phones[phone] = None
         try:
-            await websocket.prepare(request)
+            await websocket.prepare(handshake)
             await self._converse(phone, websocket, request)
         finally:
             self._remove(phone)

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Final, Protocol
 
-from aiohttp import WSCloseCode, hdrs
+from aiohttp import WSCloseCode, hdrs, web
 from multidict import CIMultiDictProxy
+
+from companion_push.serving.http_server import problem
 
 try:  # it is aiohttp's own business, and in C; Python's ways cost six times as much, or more
     from aiohttp._websocket.helpers import websocket_mask
@@ -30,7 +32,7 @@ SOCKET_BUFFER: Final = 1 << 14
 READ_AHEAD: Final = 8 * SOCKET_BUFFER
 # from one end, before others have their turn: asyncio, which learns of a lost connection two turns later, warns of the fifth in vain
 FRAMES_IN_A_ROW: Final = 2
-VERSION: Final = "13"  # of the protocol, §4.1
+_VERSION: Final = "13"  # of the protocol, §4.1
 MAX_CONTROL: Final = 125  # bytes of a control frame's payload, §5.5
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # of the handshake, §1.3
@@ -82,7 +84,7 @@ def accept_key(headers: CIMultiDictProxy[str]) -> str | None:
     if not (
         _holds(headers, hdrs.UPGRADE, "websocket")
         and _holds(headers, hdrs.CONNECTION, "upgrade")
-        and headers.getall(hdrs.SEC_WEBSOCKET_VERSION, []) == [VERSION]
+        and headers.getall(hdrs.SEC_WEBSOCKET_VERSION, []) == [_VERSION]
     ):
         return None
     match headers.getall(hdrs.SEC_WEBSOCKET_KEY, []):
@@ -94,6 +96,13 @@ def accept_key(headers: CIMultiDictProxy[str]) -> str | None:
             digest = hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()
             return base64.b64encode(digest).decode() if sound else None
     return None
+
+
+def no_upgrade() -> web.Response:
+    """The refusal of a request that is no opening handshake. It says which version is spoken, §4.4."""
+    refused = problem(400, "expected a websocket upgrade")
+    refused.headers[hdrs.SEC_WEBSOCKET_VERSION] = _VERSION
+    return refused
 
 
 def _holds(headers: CIMultiDictProxy[str], name: str, token: str) -> bool:

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import WSMsgType, web
+from multidict import CIMultiDict
 
 from companion_push.errors import StoreUnavailable
 from companion_push.relay import app, following, operations
@@ -653,6 +654,31 @@ async def test_what_is_no_handshake_is_refused(
     writer.close()
     assert status == (b"405" if "Upgrade" in change else b"400")
     assert "unexpected" not in caplog.text
+
+
+@pytest.mark.threat("T11")
+async def test_a_subprotocol_in_a_header_of_its_own_is_taken_and_the_others_are_not_logged(
+    relay: Relay, home: Household, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RFC 6455 §11.3.4: the same as one header with all."""
+    headers = CIMultiDict(
+        {
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+            "DPoP": home.companions[0].proof("GET", "/graphql"),
+        }
+    )
+    for name in ("of-a-stranger", PROTOCOL):
+        headers.add("Sec-WebSocket-Protocol", name)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{relay.url}/graphql", headers=headers) as answer,
+    ):
+        assert (answer.status, answer.headers["Sec-WebSocket-Protocol"]) == (101, PROTOCOL)
+        answer.close()
+    assert "of-a-stranger" not in caplog.text
 
 
 async def test_the_log_holds_nothing_of_a_connection(

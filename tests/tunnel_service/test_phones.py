@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
 from certificates import Certificate
+from multidict import CIMultiDict
 
 from companion_push.tunnel_service.app import _TUNNELS, TunnelEndpoints, drain, make_app
 from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
@@ -316,6 +317,29 @@ async def test_without_a_folder_of_contacts_both_paths_are_404(loopback_certific
                     assert answer.status == 404
     finally:
         await runner.cleanup()
+
+
+async def test_a_phones_upgrade_is_read_as_that_of_a_tunnels_end(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    }
+    subprotocols = [("Sec-WebSocket-Protocol", name) for name in ("of-a-stranger", SUBPROTOCOL)]
+    async with start() as service:
+        for version, status, name, value in (
+            ("13", 101, "Sec-WebSocket-Protocol", SUBPROTOCOL),
+            ("6", 400, "Sec-WebSocket-Version", "13"),
+        ):
+            asked = CIMultiDict([*(headers | {"Sec-WebSocket-Version": version}).items(), *subprotocols])
+            url = service.base.replace("wss", "https") + PATH
+            async with service.session.get(url, headers=asked, ssl=service.tls) as answer:
+                assert (answer.status, answer.headers[name]) == (status, value)
+                answer.close()
+    assert "of-a-stranger" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from companion_push.relay.messages import MAX_BODY
 from companion_push.relay.problems import Problem, Slug, invalid
 from companion_push.relay.proofs import HEADER, NONCE_HEADER
 from http_serving.connections import ConnectionLimits, Connections, Slot
-from http_serving.runner import upgrades
+from http_serving.runner import offers, opening_handshake
 
 PROTOCOL: Final = "graphql-transport-ws"
 INIT_SECONDS: Final = 10.0  # until connection_init has come
@@ -107,10 +107,9 @@ class Subscriptions:
         self._connections: set[_Connection] = set()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        offered = ",".join(request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, ())).split(",")
         if request.headers.get(hdrs.UPGRADE, "").lower() != "websocket":
             raise web.HTTPMethodNotAllowed("GET", ["POST"])  # no queries in URLs
-        if PROTOCOL not in map(str.strip, offered):
+        if not offers(request.headers, PROTOCOL):
             raise invalid(f"Sec-WebSocket-Protocol: expected {PROTOCOL}")
         if self.relay.held_requests.closing:
             raise Problem(Slug.DRAINING, retry_after=1)
@@ -118,7 +117,8 @@ class Subscriptions:
             protocols=(PROTOCOL,), heartbeat=_HEARTBEAT, timeout=_CLOSE_SECONDS, max_msg_size=MAX_BODY, compress=False,
             autoping=False,  # pings are answered in `_read`, which counts them
         )  # fmt: skip
-        if not upgrades(socket, request):
+        handshake = opening_handshake(socket, request, PROTOCOL)
+        if handshake is None:
             raise invalid("expected the upgrade to a WebSocket")
         proofs = request.headers.getall(HEADER, [])
         name = await self.relay.authenticate(request, proofs, self.path) if proofs else None
@@ -129,7 +129,7 @@ class Subscriptions:
         assert slot is not None  # noqa: S101  for mypy: none of them counts as in use, so one always gives way
         connection = _Connection(self, request, socket, name, slot)
         try:
-            await socket.prepare(request)
+            await socket.prepare(handshake)
             self._connections.add(connection)
             await connection.run()
         finally:
