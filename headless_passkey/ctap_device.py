@@ -48,7 +48,13 @@ from headless_passkey.hybrid.ctap2 import (
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.stages import Stage, StageEvent
 from headless_passkey.text.domains import is_domain
-from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
+from headless_passkey.webauthn.options import (
+    MAX_REQUEST_SIZE,
+    AuthenticationOptions,
+    Credential,
+    Options,
+    RegistrationOptions,
+)
 
 try:
     from fido2.ctap import STATUS, CtapDevice
@@ -249,6 +255,9 @@ class PhoneDevice(CtapDevice):
     ) -> bytes:
         if not is_domain(options.rp_id):
             return bytes([Status.INVALID_PARAMETER])
+        size = len(options.ctap_request().encode())
+        if size > MAX_REQUEST_SIZE:  # together: each probe was short enough
+            return bytes([Status.REQUEST_TOO_LARGE])
         with _Alone(self._busy):
             run, self._run = self._run, None
             if run is None:

@@ -314,6 +314,22 @@ def test_more_than_can_be_probed_is_refused_before_anybody_is_asked() -> None:
     assert not phone.asks
 
 
+def test_a_list_that_no_message_carries_is_refused_before_anybody_is_asked() -> None:
+    """The client divides it, and what it probes with becomes one list again."""
+    phone = having("ada")
+    long = [bytes([number]) * 300 for number in range(MAX_PROBES)]
+    with device_of(phone) as device:
+        with pytest.raises(ClientError) as refused:
+            client_of(device).get_assertion(request(*long))
+        assert refused.value.cause.code is Fido2Error.ERR.REQUEST_TOO_LARGE
+        with pytest.raises(ClientError) as refused:
+            client_of(device).make_credential(creation(*long))
+        assert refused.value.cause.code is Fido2Error.ERR.REQUEST_TOO_LARGE
+        assert not phone.asks
+        client_of(device).get_assertion(request(*long[:200], *ids(phone)))
+    assert len(phone.requests) == 1
+
+
 @pytest.mark.parametrize("version", ["FIDO_2_0", "FIDO_2_1"])
 def test_selecting_asks_nobody(version: str) -> None:
     phone = having("ada")
