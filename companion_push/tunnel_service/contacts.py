@@ -25,6 +25,8 @@ from http_serving.addresses import neighbourhood
 
 KEPT: Final = 180 * 86_400.0  # seconds since the last registration
 REFRESHED: Final = 86_400.0  # seconds after which a registration is noted anew
+# Unix seconds, 1 January 2026, before there was such a service: an earlier time is of a clock that was behind, and says nothing
+BEGAN: Final = 1_767_225_600.0
 _NAME: Final = re.compile("[0-9a-f]{64}")  # of a file: the hash of a contact ID
 
 
@@ -65,11 +67,13 @@ class KnownContacts:
         """
         try:
             status = self._file(contact_id).stat()
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if self._is_gone():
+                raise _unusable(error) from error
             return False
         except OSError as error:
             raise _unusable(error) from error
-        return registered or self._clock() - status.st_mtime < KEPT
+        return registered or not _is_old(status.st_mtime, self._clock())
 
     async def add(self, contact_ids: Sequence[bytes], *, address: str, now: float) -> bool:
         """Know these from now on, on the disk; False when there are too many, or too many new ones from this address.
@@ -145,10 +149,10 @@ class KnownContacts:
             try:
                 if now - path.stat().st_mtime >= REFRESHED:
                     os.utime(path, (now, now))
-            except FileNotFoundError:
-                continue  # forgotten, through another node maybe
             except OSError as error:
-                return error
+                if not isinstance(error, FileNotFoundError) or self._is_gone():
+                    return error
+                # else it was forgotten, through another node maybe
         return None
 
     def _remove(self, contact_ids: Sequence[bytes]) -> tuple[int, OSError | None]:
@@ -172,10 +176,13 @@ class KnownContacts:
                 if not _NAME.fullmatch(entry.name):
                     continue
                 with contextlib.suppress(OSError):  # another node may have removed it
-                    if now - entry.stat(follow_symlinks=False).st_mtime < KEPT:
-                        left += 1
-                    else:
+                    noted = entry.stat(follow_symlinks=False).st_mtime
+                    if _is_old(noted, now):
                         os.unlink(entry.path)  # noqa: PTH108
+                        continue
+                    left += 1
+                    if noted < BEGAN <= now:
+                        os.utime(entry.path, (now, now), follow_symlinks=False)
         return left
 
     def _sync(self) -> None:
@@ -185,8 +192,17 @@ class KnownContacts:
         finally:
             os.close(descriptor)
 
+    def _is_gone(self) -> bool:
+        """Whether the folder itself is, so that a file that is not there says nothing."""
+        return not self._folder.is_dir()
+
     def _file(self, contact_id: bytes) -> Path:
         return self._folder / hashlib.sha256(contact_id).hexdigest()
+
+
+def _is_old(noted: float, now: float) -> bool:
+    """Whether a contact ID that was noted then is known no more. Both are Unix seconds."""
+    return noted >= BEGAN and now - noted >= KEPT
 
 
 def _unusable(error: OSError) -> SetupError:

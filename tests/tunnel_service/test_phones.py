@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import ssl
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -19,7 +20,7 @@ from certificates import Certificate
 from multidict import CIMultiDict
 
 from companion_push.tunnel_service.app import _TUNNELS, TunnelEndpoints, drain, make_app
-from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
+from companion_push.tunnel_service.contacts import KEPT, ContactLimits, KnownContacts
 from companion_push.tunnel_service.phones import NOTED, Phones
 from companion_push.tunnel_service.phones import Phone as Connection
 from companion_push.tunnel_service.rendezvous import Limits
@@ -505,12 +506,13 @@ async def test_a_phone_that_is_there_is_known_however_long_ago_it_registered(
     clock = LoopClock(asyncio.get_running_loop())
     async with start() as service, service.phone(SECRET) as phone:
         (file,) = (tmp_path / "contacts").iterdir()
-        os.utime(file, (0, 0))
+        old = time.time() - KEPT
+        os.utime(file, (old, old))
         assert (await service.contact())[0] == 101
         await phone.woken()
         clock.passes(NOTED)
         await phone.websocket.ping()
-        await until(lambda: file.stat().st_mtime > 0)
+        await until(lambda: file.stat().st_mtime > old)
         await phone.websocket.close()
         await until(lambda: not len(service.endpoints.phones or ()))
         assert (await service.contact())[0] == 503
