@@ -73,6 +73,14 @@ def test_the_site_can_show_each_block_and_picture(page: Path) -> None:
     assert "![](" not in text, "a picture says nothing to who does not see it"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_rows_are_those_of_a_table(page: Path) -> None:
+    """A table begins with one row and a line of dashes; without them its rows are shown as one paragraph."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for rows in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        assert re.match(r".*\n[|: -]+\n", rows), rows.partition("\n")[0]
+
+
 def test_the_sequence_diagrams_are_made_from_their_script() -> None:
     made = runpy.run_path(str(ROOT / "scripts" / "diagrams"))["pictures"]()
     kept = {each.name: each.read_text(encoding="utf-8") for each in ROOT.glob("docs/images/*-sequence.svg")}
