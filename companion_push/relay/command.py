@@ -194,7 +194,14 @@ async def _run(args: argparse.Namespace, told: HandOver | None) -> None:
     args.held_per_address = told.part(args.held_per_address)
     args.failures_per_address = told.part(args.failures_per_address)
     with inherited(args.listen[0], told.sockets, cert=args.cert, key=args.key) as listener:
-        await _serve(args, listener, lambda _: None, until_retired, metrics_at=told.metrics)
+        await _serve(
+            args,
+            listener,
+            lambda _: None,
+            until_retired,
+            metrics_at=told.metrics,
+            linger=retirement.linger,
+        )
 
 
 async def _serve(
@@ -204,8 +211,11 @@ async def _serve(
     until_ended: Callable[[], "asyncio.Future[None]"],
     *,
     metrics_at: Sequence[int] = (),
+    linger: Callable[[], float] = lambda: 0.0,
 ) -> None:
-    """Serve until the end. metrics_at: the descriptors of sockets that listen for those who ask for metrics."""
+    """Serve until the end. metrics_at: the descriptors of sockets that listen for those who ask for metrics. linger: says at the end
+    how many seconds open connections have for one more request each.
+    """
     from companion_push.relay.app import make_app  # noqa: PLC0415  --help needs none of this
     from companion_push.serving.listening import serving  # noqa: PLC0415
 
@@ -225,6 +235,7 @@ async def _serve(
             public_url=config.public_url,
             handler_cancellation=True,
             closed=(lambda _: None) if metrics is None else metrics.closed,
+            linger=linger,
         ) as connections,
         contextlib.AsyncExitStack() as inside,
     ):

@@ -30,6 +30,7 @@ from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.store_place import PostgresUri
 from companion_push.relay.stores import open_store
 from companion_push.serving import webhook_client
+from headless_passkey.process.tasks import end_quietly
 from tests.companion.program import Program, outcome, running
 from tests.pgbouncer import pooled
 from tests.ports import reserved_port
@@ -878,6 +879,41 @@ async def test_workers_serve_as_one_relay_and_are_replaced_while_a_companion_wai
         name = fresh_id()
         assert (await frame.submit(bert, name=name)).status == 201
         assert [item["id"] for item in await bert.inbox()] == [name]
+        workers.program.terminate()
+        assert await workers.program.ended() == 0
+
+
+async def test_workers_are_replaced_under_load_without_a_failed_request(place: PostgresUri) -> None:
+    """Also on connections that are kept, where a server that closes one crosses the next request: aiohttp repeats no POST."""
+    failures, answers = [], [0] * 40
+
+    async def call(number: int, session: aiohttp.ClientSession, url: str) -> None:
+        while True:
+            try:
+                async with session.post(f"{url}/v1/nothing") as answer:
+                    await answer.read()
+            except aiohttp.ClientError as error:
+                failures.append(repr(error))
+            answers[number] += 1
+            await asyncio.sleep(0.002 * (number % 5))
+
+    async def more() -> None:
+        wanted = [each + 3 for each in answers]
+        while any(now < most for now, most in zip(answers, wanted, strict=True)):  # noqa: ASYNC110  they tell nobody
+            await asyncio.sleep(0.01)
+
+    async with working(place) as workers, contextlib.AsyncExitStack() as stack:
+        calling = []
+        for number in range(len(answers)):
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            calling.append(asyncio.create_task(call(number, session, workers.url)))
+        for _ in range(3):
+            await more()
+            workers.program.process.send_signal(signal.SIGUSR1)
+            await workers.program.until_said("all workers are replaced")
+        await more()
+        await end_quietly(*calling)
+        assert failures == []
         workers.program.terminate()
         assert await workers.program.ended() == 0
 
