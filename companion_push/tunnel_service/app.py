@@ -181,7 +181,7 @@ class TunnelEndpoints:
         """Add the service's metrics to `registry`."""
         from companion_push.tunnel_service.metrics import TunnelMetrics  # noqa: PLC0415  of an extra
 
-        self.metrics = metrics = TunnelMetrics(registry, self.rendezvous)
+        self.metrics = metrics = TunnelMetrics(registry, self.rendezvous, self.phones)
         return metrics
 
     def refuse(self, refusal: TunnelRefusal) -> web.Response:

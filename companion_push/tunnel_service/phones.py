@@ -106,6 +106,7 @@ class Phones:
         self._by_contact: dict[bytes, list[Phone]] = {}  # the last is woken
         self._requests = Buckets(self._limits.requests_per_contact, 60)
         self._failures = LogLimit(tell=_failed_again)
+        self.gave_way: Callable[[], object] = lambda: None  # is told of each that gives its place to another
 
     def __len__(self) -> int:
         return len(self._phones)
@@ -205,6 +206,7 @@ class Phones:
         evicted = next((phone for phone in phones if not self._is_woken(phone)), phones[-1])
         self._remove(evicted)
         evicted.end(WSCloseCode.TRY_AGAIN_LATER)
+        self.gave_way()
         return True
 
     def _is_woken(self, phone: Phone) -> bool:

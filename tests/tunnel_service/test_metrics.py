@@ -9,7 +9,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service.app import make_app
+from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
 from companion_push.tunnel_service.rendezvous import Limits
+from companion_push.waking import PATH
+from companion_push.waking import SUBPROTOCOL as WAKING
 from headless_passkey.hybrid.tunnel_url import SUBPROTOCOL
 from tests.programs import running
 from tests.tunnel_service.by_program import listen
@@ -64,6 +67,28 @@ async def test_tunnels_are_counted_and_none_is_named() -> None:
     text = generate_latest(registry).decode()
     for secret in (TUNNEL_ID, routing_id, "127.0.0.1"):
         assert not re.search(rf"\b{secret}\b", text, re.IGNORECASE)
+
+
+async def test_waiting_phones_are_counted_and_those_that_gave_way(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    known = KnownContacts(tmp_path / "contacts", ContactLimits(phones=2))
+    runner = Runner(make_app(contacts=known, registry=registry))
+    await runner.setup()
+    url = f"http://127.0.0.1:{await listen(runner)}{PATH}"
+    value = registry.get_sample_value
+    try:
+        elsewhere = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))
+        async with aiohttp.ClientSession() as one, aiohttp.ClientSession(connector=elsewhere) as other:
+            first, last = [await one.ws_connect(url, protocols=(WAKING,)) for _ in range(2)]
+            assert value("companion_push_tunnels_phones_evicted_total") == 0
+            async with other.ws_connect(url, protocols=(WAKING,)):
+                assert (await first.receive()).data == 1013
+                assert value("companion_push_tunnels_phones") == 2
+                assert value("companion_push_tunnels_phones_evicted_total") == 1
+            await last.close()
+    finally:
+        await runner.cleanup()
+    assert value("companion_push_tunnels_phones") == 0
 
 
 async def test_the_program_shows_them_on_an_address_of_their_own(tmp_path: Path) -> None:
