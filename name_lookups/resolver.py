@@ -15,14 +15,17 @@ import socket
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import Future, wait
+from time import monotonic
 from typing import Any, Final, cast
 
 from aiohttp import ThreadedResolver
 
 SECONDS: Final = 20.0  # that somebody waits for an answer; the thread may need longer
-THREAD_SECONDS: Final = 5.0  # that a thread waits for one: its program cannot end meanwhile
+# that a thread waits: a system whose first name server is gone asks the next one after 5 s, and so it does anew where an answer is lost
+THREAD_SECONDS: Final = 12.0
+LOOK_SECONDS: Final = 0.2  # between a thread's looks whether it is to wait no more
 THREADS: Final = 32  # at a time, of one `Lookups`
 
 _Found = list[tuple[Any, ...]]  # as `socket.getaddrinfo` returns it
@@ -88,18 +91,39 @@ class Lookups:
         finally:
             self._leave(lookup)
 
-    def addresses(self, host: str) -> list[str]:
-        """The addresses of a host, for a thread that may wait, and `THREAD_SECONDS` at the most. `NoAnswer` as above."""
-        if _is_address(host):
-            return [host]
-        lookup = self._ask((host, None, ("type", socket.SOCK_STREAM)), None)
+    def addresses(
+        self, hosts: Iterable[str], is_over: Callable[[], bool] = lambda: False
+    ) -> dict[str, list[str] | Exception]:
+        """The addresses of each host, or why it has none (`OSError`, `UnicodeError`), for a thread that may wait.
+
+        It waits `THREAD_SECONDS` at the most for all of them together, and no longer when `is_over`, as when its program ends.
+        """
+        until = monotonic() + THREAD_SECONDS
+        found: dict[str, list[str] | Exception] = {host: [host] for host in hosts}
+        asked = {
+            host: self._ask((host, None, ("type", socket.SOCK_STREAM)), None)
+            for host in found
+            if not _is_address(host)
+        }
         try:
-            found = lookup.answer.result(THREAD_SECONDS)
-        except TimeoutError as error:
-            raise self._no_answer(lookup) from error
+            waiting = {lookup.answer for lookup in asked.values()}
+            while waiting and (left := until - monotonic()) > 0 and not is_over():
+                waiting = wait(waiting, timeout=min(left, LOOK_SECONDS)).not_done
+            for host, lookup in asked.items():
+                found[host] = self._said(lookup)
         finally:
-            self._leave(lookup)
-        return list(dict.fromkeys(str(place[0]) for *_, place in found))
+            for lookup in asked.values():
+                self._leave(lookup)
+        return found
+
+    def _said(self, lookup: _Lookup) -> list[str] | Exception:
+        try:
+            places = lookup.answer.result(0)
+        except TimeoutError:
+            return self._no_answer(lookup)
+        except (OSError, UnicodeError) as error:
+            return error
+        return list(dict.fromkeys(str(place[0]) for *_, place in places))
 
     def _no_answer(self, lookup: _Lookup) -> NoAnswer:
         return NoAnswer("its name server does not answer" if lookup.began else _TOO_MANY)

@@ -62,6 +62,8 @@ _SETTINGS: Final = ", ".join(
 _BEGINNING: Final = f"SELECT {_SETTINGS}, extract(epoch FROM clock_timestamp())::float8"  # noqa: S608  words of ours
 
 T = TypeVar("T")
+# looks the names of hosts up until it is over; returns the addresses of each, or why it has none
+LookUp = Callable[[Sequence[str], Callable[[], bool]], Mapping[str, Sequence[str] | Exception]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,11 +181,11 @@ class Database:
         errors: Errors,
         connections: int = CONNECTIONS,
         named: bool = False,
-        addresses: Callable[[str], Sequence[str]] | None = None,
+        addresses: LookUp | None = None,
     ) -> None:
         """uri: checked by `check_uri`. program: its name, which the server shows. named: whether rows are dictionaries.
 
-        addresses: looks a host's name up, in bounded time; `OSError`. None: libpq or its driver does, for as long as it takes.
+        addresses: looks names up, in bounded time. None: libpq or its driver does, for as long as it takes.
         """
         self._uri, self._program, self._named = uri, program, named
         self._addresses = addresses
@@ -349,35 +351,31 @@ class Database:
             self._idle.put(connection)
 
     def conninfo(self, uri: str) -> str:
-        """What libpq is told to connect to `uri`. Names are looked up, which may take a while. `Errors.unavailable` where none is known."""
+        """What libpq is told to connect to `uri`. Names are looked up, which may take a while; `psycopg.OperationalError` where none is known."""
         known = conninfo.conninfo_to_dict(uri)
         told = {**_DEFAULTS, "application_name": self._program, **known, **self._places(known)}
         return conninfo.make_conninfo("", **told)
 
     def _places(self, known: Mapping[str, Any]) -> Mapping[str, str]:
-        """Hosts with each of their addresses, for libpq to look no name up; nothing where the hosts are not in the URI."""
+        """Hosts with each of their addresses, for libpq to look no name up; nothing where hosts or addresses are not in the URI."""
         hosts, ports = (str(known.get(name) or "").split(",") for name in ("host", "port"))
-        if self._addresses is None or not known.get("host") or known.get("hostaddr"):
+        if self._addresses is None or not known.get("host"):
             return {}
-        if len(ports) not in (1, len(hosts)):
-            return {}  # which the driver says
+        if known.get("hostaddr") or os.environ.get("PGHOSTADDR") or len(ports) not in (1, len(hosts)):
+            return {}  # of the last the driver says what is wrong
+        found = self._addresses([host for host in hosts if _is_name(host)], lambda: self._closed)
         places: list[tuple[str, str, str]] = []
         failed: Exception | None = None
         for host, port in zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=True):
-            if not host or host.startswith(("/", "@")):  # a socket's folder
-                places.append((host, "", port))
-                continue
-            try:
-                places += [(host, address, port) for address in self._addresses(host)]
-            except (OSError, UnicodeError) as error:
-                failed = error
+            addresses = found[host] if _is_name(host) else [""]
+            if isinstance(addresses, Exception):
+                failed = addresses
+            else:
+                places += [(host, address, port) for address in addresses]
         if not places:
-            self._away_until = monotonic() + AWAY_SECONDS
-            raise self.errors.unavailable(
-                f"the database cannot be connected to: its name cannot be resolved ({failed})"
-            ) from failed
-        names, addresses, numbers = map(",".join, zip(*places, strict=True))
-        told = {"host": names, "hostaddr": addresses}
+            raise psycopg.OperationalError(f"its name cannot be resolved ({failed})") from failed
+        names, addresses_, numbers = map(",".join, zip(*places, strict=True))
+        told = {"host": names, "hostaddr": addresses_}
         return told | {"port": numbers} if known.get("port") else told
 
     def connected(self) -> Connection:
@@ -550,6 +548,10 @@ def _with_places(statement: str) -> tuple[str, tuple[str, ...]]:
 def _as_it_is(statement: str) -> Any:
     """Ours: psycopg's types want literals, so that nobody puts values into a statement."""
     return statement
+
+
+def _is_name(host: str) -> bool:
+    return bool(host) and not host.startswith(("/", "@"))  # a socket's folder
 
 
 def _plain(value: Any) -> Any:

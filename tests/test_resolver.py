@@ -257,6 +257,21 @@ async def test_an_unknown_name_is_told_as_such(monkeypatch: pytest.MonkeyPatch) 
         assert refused.value.reason is TransportReason.NAME_NOT_RESOLVED
 
 
+def test_a_thread_waits_until_the_system_has_asked_a_second_name_server() -> None:
+    first_server = 5  # seconds (resolv.conf(5), `timeout`); the third of three has its turn after 8
+    assert 2 * first_server <= resolver.THREAD_SECONDS
+
+
+def test_a_thread_waits_for_several_names_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolver, "THREAD_SECONDS", 3600.0)
+    lookups, dead = Lookups(), ["dead0.example", "dead1.example"]
+    with a_name_server(monkeypatch) as server:
+        known = lookups.addresses(["192.0.2.7", "living.example"])
+        assert known == {"192.0.2.7": ["192.0.2.7"], "living.example": ["192.0.2.1"]}
+        found = lookups.addresses(dead, lambda: len(server.asked) == 3)
+        assert [str(found[host]) for host in dead] == ["its name server does not answer"] * 2
+
+
 async def test_a_system_without_threads_is_a_failure_to_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

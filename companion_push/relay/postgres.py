@@ -9,7 +9,7 @@ A relay holds a shared advisory lock of its listening connection; a command that
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -160,13 +160,15 @@ class PostgresStore(database.Database):
                 raise StoreBusy("a relay is using the database")
             sleep(_ENDING_PAUSE)
 
-    async def listening_connection(self) -> "psycopg.AsyncConnection[Any]":
-        """Connect to the server itself. `StoreUnavailable` where that fails."""
-        try:
-            told = await self.in_thread(lambda: self.conninfo(self._place.direct or self._place.uri))
-            return await psycopg.AsyncConnection.connect(told, autocommit=True)
-        except psycopg.Error as error:
-            raise StoreUnavailable(f"the database cannot be listened to: {database.said(error)}") from error
+    async def listening_place(self) -> str:
+        """What libpq is told to connect to the server itself. `StoreUnavailable` where no host is known."""
+        with _unheard():
+            return await self.in_thread(lambda: self.conninfo(self._place.direct or self._place.uri))
+
+    async def listening_connection(self, place: str) -> "psycopg.AsyncConnection[Any]":
+        """Connect to the server itself. place: see `listening_place`. `StoreUnavailable` where that fails."""
+        with _unheard():
+            return await psycopg.AsyncConnection.connect(place, autocommit=True)
 
     async def share(self, connection: "psycopg.AsyncConnection[Any]") -> None:
         """Be one of the relays that use the database, for as long as the connection lasts.
@@ -195,6 +197,14 @@ class PostgresStore(database.Database):
         super().close()
         if self._lock is not None:
             self._lock.close()
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        raise StoreUnavailable(f"the database cannot be listened to: {database.said(error)}") from error
 
 
 @contextlib.asynccontextmanager

@@ -66,13 +66,13 @@ class PostgresWakeUps:
     def follow(self, woken: Callable[[WakeUp], None], missed: Callable[[], None]) -> None:
         self._woken, self._missed = woken, missed
 
-    async def begin(self) -> None:
-        """Begin to listen, as one of the relays that use the database.
+    async def begin(self, place: str) -> None:
+        """Begin to listen at `PostgresStore.listening_place`, as one of the relays that use the database.
 
         Raises `StoreUnavailable`, `StoreBusy` where a command has the database alone, and `StoreUnusable` where nothing is heard.
         """
         await self.close()
-        self._connection = connection = await self._store.listening_connection()
+        self._connection = connection = await self._store.listening_connection(place)
         try:
             await self._store.share(connection)
             await connection.execute(f"LISTEN {CHANNEL}".encode())
@@ -102,7 +102,7 @@ class PostgresWakeUps:
                 await self._hear_on()
             except (psycopg.Error, OSError) as error:  # TimeoutError is an OSError
                 logger.warning("the database is not listened to any more: %s", type(error).__name__)
-            self.are_heard = False
+            await self.close()
             await self._begin_again()
             logger.warning("the database is listened to again")
             self._missed()
@@ -122,7 +122,8 @@ class PostgresWakeUps:
         while True:
             await asyncio.sleep(next(pauses, _PAUSES[-1]))
             with contextlib.suppress(StoreUnavailable, StoreUnusable):
-                return await to_its_end(self.begin(), seconds=2 * BEAT_SECONDS)  # as above
+                place = await self._store.listening_place()  # which the relay's end does not wait for
+                return await to_its_end(self.begin(place), seconds=2 * BEAT_SECONDS)  # as above
 
     async def close(self) -> None:
         """Hear nothing more."""
@@ -239,6 +240,7 @@ class PostgresNodes:
     """What the processes of one relay share in PostgreSQL."""
 
     def __init__(self, store: "PostgresStore") -> None:
+        self._store = store
         self.wake_ups = PostgresWakeUps(store)
         self.used_proofs = PostgresProofs(store)
 
@@ -246,7 +248,7 @@ class PostgresNodes:
     async def opened(self) -> AsyncIterator[None]:
         """Listen, and know the nonces."""
         try:
-            await self.wake_ups.begin()
+            await self.wake_ups.begin(await self._store.listening_place())
             listening = asyncio.create_task(self.wake_ups.listen())
             try:
                 await self.used_proofs.look()

@@ -2,25 +2,32 @@
 
 import asyncio
 import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import aiohttp
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from companion_push.errors import StoreUnavailable
 from companion_push.push.vapid import VapidKey
 from companion_push.relay.postgres import _ERRORS
 from headless_passkey.text.base64url import base64url
-from name_lookups.resolver import NoAnswer
+from name_lookups import resolver
+from name_lookups.resolver import Lookups, NoAnswer
 from postgres_store.database import Database
 from tests.dead_names import dead_names
 from tests.programs import running
 from tests.push.receiver import Subscription
 from tests.relay.account_service import new_secret
 from tests.relay.household import fresh_id
-from tests.relay.stores import place_of
+from tests.relay.stores import place_of, postgres
 from tests.relay.test_channels import handle
 from tests.relay.test_killed_before_the_push import ProgramRelay
+from tests.test_resolver import a_name_server
 
 PATIENCE = 60.0  # seconds, a safety net: a lookup that is waited for does not end at all
 
@@ -92,17 +99,47 @@ async def test_a_server_whose_database_is_not_found_says_so_and_ends(words: tupl
     ],
 )
 def test_the_driver_is_told_each_address_of_each_host(uri: str, places: tuple[str | None, ...]) -> None:
-    addresses = {
-        "a.example": ["192.0.2.1", "2001:db8::1"],
-        "b.example": ["192.0.2.2"],
-        "192.0.2.7": ["192.0.2.7"],
-    }
-
-    def look_up(host: str) -> list[str]:
-        if host not in addresses:
-            raise NoAnswer("its name server does not answer")
-        return addresses[host]
-
     with contextlib.closing(Database(uri, program="test", errors=_ERRORS, addresses=look_up)) as database:
         told = conninfo_to_dict(database.conninfo(uri))
     assert tuple(told.get(name) for name in ("host", "hostaddr", "port")) == places
+
+
+def look_up(hosts: Sequence[str], _is_over: Callable[[], bool]) -> dict[str, Sequence[str] | Exception]:
+    addresses = {
+        "a.example": ["192.0.2.1", "2001:db8::1"],
+        "b.example": ["192.0.2.2"],
+        **{address: [address] for address in ("192.0.2.7", "127.0.0.1")},
+    }
+    return {host: addresses.get(host, NoAnswer("its name server does not answer")) for host in hosts}
+
+
+def test_addresses_of_the_environment_go_before_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PGHOSTADDR is where the server is; the name in the URI is the one in its certificate, which need not be in DNS."""
+    monkeypatch.setenv("PGHOSTADDR", "192.0.2.9")
+    uri = "postgresql://u@dead.example/d?sslmode=verify-full"
+    with contextlib.closing(Database(uri, program="test", errors=_ERRORS, addresses=look_up)) as database:
+        told = conninfo_to_dict(database.conninfo(uri))
+    assert (told["host"], told.get("hostaddr")) == ("dead.example", None)
+
+
+def test_a_server_that_is_listened_to_and_has_no_name_keeps_nobody_from_the_pooler() -> None:
+    uri = postgres().url("migrated").uri
+    with contextlib.closing(Database(uri, program="test", errors=_ERRORS, addresses=look_up)) as database:
+        with pytest.raises(psycopg.OperationalError, match="its name server does not answer"):
+            database.conninfo("postgresql://direct.example/d")  # as --store-direct
+        assert database.now(lambda db: db.execute("SELECT 1").fetchone()) == (1,)
+
+
+def test_a_store_that_is_closed_waits_for_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolver, "THREAD_SECONDS", 3600.0)
+    uri, lookups = "postgresql://u@dead.example/d", Lookups()
+    with a_name_server(monkeypatch) as server:
+        database = Database(uri, program="test", errors=_ERRORS, addresses=lookups.addresses)
+        opening = database._threads.submit(database.connected)
+        while not server.asked:
+            time.sleep(0.01)
+        closing = threading.Thread(target=database.close, daemon=True)
+        closing.start()
+        closing.join(PATIENCE)
+        assert opening.done()
+        assert isinstance(opening.exception(), StoreUnavailable)
