@@ -133,9 +133,9 @@ class Connection(psycopg.Connection[Any]):
                 self.close()
             raise
 
-    def take_time(self) -> None:
-        """Wait for each answer of this transaction as long as it takes."""
-        self._patience = inf
+    def take_time(self, seconds: float) -> None:
+        """Wait for each answer of this transaction so long."""
+        self._patience = seconds
 
     @property
     def is_silent(self) -> bool:
@@ -479,9 +479,13 @@ class Statements:
             self._began = float(next(reversed(row.values())) if self._named else row[-1])
         return self._began
 
-    def take_time(self) -> None:
-        """Let this transaction take as long as it needs, as a command may."""
-        self._connection.take_time()
+    def take_time(self, seconds: float | None = None) -> None:
+        """Let each statement of this transaction take so long. None: as long as it needs, as a command may, and between them too."""
+        if seconds is not None:
+            self._connection.take_time(seconds + SILENT_SECONDS)
+            self.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}")
+            return
+        self._connection.take_time(inf)
         for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
             self.execute(f"SET LOCAL {setting} = 0")
 

@@ -155,6 +155,17 @@ class Transaction(Protocol):
     def execute(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = (), /) -> Rows: ...
 
 
+# what goes before sessions of a condition end in a transaction; returns whether they may: else in the next one
+MakeReady = Callable[[Transaction, str, Sequence[Any] | Mapping[str, Any]], bool]
+
+
+class _More:
+    """What a transaction returns that is to be followed by another one of the same work."""
+
+
+_MORE: Final = _More()
+
+
 class SqlStore:
     """A `CredentialStore` of any engine."""
 
@@ -180,20 +191,21 @@ class SqlStore:
     async def register(
         self, credential: Credential, user: User, session: Session, *, ends: bytes | None
     ) -> User:
-        def work(connection: Transaction) -> User:
+        def work(connection: Transaction) -> User | _More:
             if connection.execute("SELECT 1 FROM users WHERE name = ?", (user.name,)).fetchone():
                 raise UserExists
-            _forget_never_used(connection, credential.created_at)
+            if not self._tidy(connection, session, ends):
+                return _MORE
+            _forget_never_used(connection, credential.created_at, self._make_ready)
             connection.execute(
                 "INSERT INTO users (handle, name, display_name, created_at) VALUES (?, ?, ?, ?)",
                 (user.handle, user.name, user.display_name, credential.created_at),
             )
             _add_credential(connection, credential)
-            self._tidy(connection, session.created_at)
             _open_session(connection, session, ends)
             return user
 
-        return await self._transaction(work, writes=True)
+        return await self._in_portions(work)
 
     async def add_credential(self, credential: Credential, session: Session, *, was: bytes) -> User:
         def work(connection: Transaction) -> User:
@@ -209,13 +221,14 @@ class SqlStore:
         return await self._transaction(work, writes=True)
 
     async def sign_in(self, use: CredentialUse, session: Session, *, ends: bytes | None) -> Noted:
-        def work(connection: Transaction) -> Noted:
+        def work(connection: Transaction) -> Noted | _More:
+            if not self._tidy(connection, session, ends):
+                return _MORE
             noted = _note_use(connection, use, session.user_handle)
-            self._tidy(connection, session.created_at)
             _open_session(connection, session, ends)
             return noted
 
-        return await self._transaction(work, writes=True)
+        return await self._in_portions(work)
 
     async def step_up(
         self, use: CredentialUse, session: Session, *, was: bytes, operation: bytes, until: int
@@ -270,24 +283,20 @@ class SqlStore:
         )
 
     async def end_session(self, user_handle: bytes, session_id: bytes) -> bool:
-        changed = await self._change(
-            "DELETE FROM sessions WHERE user_handle = ? AND session_id = ?", user_handle, session_id
-        )
-        return changed > 0
+        return bool(await self._end("user_handle = ? AND session_id = ?", user_handle, session_id))
 
     async def end_sessions(self, session_id: bytes | None, *, by: Session, now: float) -> int:
-        def work(connection: Transaction) -> int:
-            rows = connection.execute(
-                """DELETE FROM sessions WHERE user_handle = ? AND session_id <> ? AND session_id = coalesce(?, session_id)
-                RETURNING label""",
-                (by.user_handle, by.session_id, session_id),
-            ).fetchall()
-            if rows:
-                name = rows[0]["label"] if session_id is not None else None
-                _note(connection, ChangeKind.SESSIONS_ENDED, name, by=by, now=now)
-            return len(rows)
+        def note(connection: Transaction, labels: list[str | None]) -> None:
+            name = labels[0] if session_id is not None else None
+            _note(connection, ChangeKind.SESSIONS_ENDED, name, by=by, now=now)
 
-        return await self._transaction(work, writes=True)
+        return await self._end(
+            "user_handle = ? AND session_id <> ? AND session_id = coalesce(?, session_id)",
+            by.user_handle,
+            by.session_id,
+            session_id,
+            note=note,
+        )
 
     async def rename_user(self, display_name: str, *, by: Session, now: float) -> None:
         def work(connection: Transaction) -> None:
@@ -315,8 +324,9 @@ class SqlStore:
     async def remove_credential(
         self, credential_id: bytes, *, removal_id: bytes, by: Session, now: float
     ) -> Removal | None:
-        def work(connection: Transaction) -> Removal | None:
-            _settle(connection, now)
+        def work(connection: Transaction) -> Removal | _More | None:
+            if not _settle(connection, now, self._make_ready):
+                return _MORE
             theirs = {one.credential_id: one for one in _credentials_of(connection, by.user_handle)}
             removed, pending = theirs.get(credential_id), _removals_of(connection, by.user_handle)
             if removed is None:
@@ -326,26 +336,28 @@ class SqlStore:
                 raise LastCredential("add another one before")
             if is_delayed(removed.aged(), stay, now=now):
                 return _ask(connection, credential_id, removed.label, removal_id=removal_id, by=by, now=now)
-            _remove_credential(connection, credential_id, but=by.session_id)
+            if not _remove_credential(connection, credential_id, self._make_ready, but=by.session_id):
+                return _MORE
             _note(connection, ChangeKind.PASSKEY_REMOVED, removed.label, by=by, now=now)
             return None
 
-        return await self._transaction(work, writes=True)
+        return await self._in_portions(work)
 
     async def remove_user(self, *, removal_id: bytes, by: Session, now: float) -> Removal | None:
-        def work(connection: Transaction) -> Removal | None:
-            _settle(connection, now)
+        def work(connection: Transaction) -> Removal | _More | None:
+            if not _settle(connection, now, self._make_ready):
+                return _MORE
             theirs = [one.aged() for one in _credentials_of(connection, by.user_handle)]
             if any(one.is_old(now) for one in theirs):
                 return _ask(connection, None, None, removal_id=removal_id, by=by, now=now)
-            _remove_user(connection, by.user_handle)
-            return None
+            return None if _remove_user(connection, by.user_handle, self._make_ready) else _MORE
 
-        return await self._transaction(work, writes=True)
+        return await self._in_portions(work)
 
     async def call_off(self, removal_id: bytes, *, by: Session, now: float) -> None:
-        def work(connection: Transaction) -> None:
-            _settle(connection, now)
+        def work(connection: Transaction) -> _More | None:
+            if not _settle(connection, now, self._make_ready):
+                return _MORE
             pending = {one.removal_id: one for one in _removals_of(connection, by.user_handle)}
             if removal_id not in pending:
                 raise NotFound("no such removal")
@@ -359,8 +371,9 @@ class SqlStore:
             target = theirs.get(removal.credential_id or b"")
             name = None if target is None else target.label
             _note(connection, ChangeKind.REMOVAL_CALLED_OFF, name, by=by, now=now)
+            return None
 
-        await self._transaction(work, writes=True)
+        await self._in_portions(work)
 
     async def everyone(self, *, now: float, most: int) -> Sequence[Registered]:
         newest = "FROM users ORDER BY created_at DESC, name LIMIT :most"
@@ -448,11 +461,49 @@ class SqlStore:
         found = await self._transaction(read)
         if found is not None:
             return found[0]
-        await self._transaction(lambda connection: _settle(connection, now), writes=True)
+        await self._in_portions(
+            lambda connection: None if _settle(connection, now, self._make_ready) else _MORE
+        )
         return await self._transaction(work)
 
-    def _tidy(self, connection: Transaction, now: float) -> None:
-        """Forget what has ended; with each session that begins, where nothing else does it."""
+    async def _end(
+        self,
+        which: str,
+        *values: Any,
+        note: Callable[[Transaction, list[str | None]], None] = lambda _connection, _labels: None,
+    ) -> int:
+        """End the sessions of a condition; returns how many. note: is called with their labels, in the same transaction."""
+
+        def work(connection: Transaction) -> int | _More:
+            if not self._make_ready(connection, which, values):
+                return _MORE
+            ended = connection.execute(f"DELETE FROM sessions WHERE {which} RETURNING label", values)  # noqa: S608  our words
+            labels = [row["label"] for row in ended.fetchall()]
+            if labels:
+                note(connection, labels)
+            return len(labels)
+
+        return await self._in_portions(work)
+
+    async def _in_portions(self, work: Callable[[Transaction], _Value | _More]) -> _Value:
+        """Run `work` as transactions that write, until it has done all: others have their turn between two of them.
+
+        What it ends and removes, it ends and removes in the last one, all at once. Those before it forget nothing but spent refresh
+        tokens of sessions that are about to end: one that comes back meanwhile is refused, and ends its session no more.
+        """
+        while isinstance(done := await self._transaction(work, writes=True), _More):
+            pass
+        return done
+
+    def _tidy(self, connection: Transaction, session: Session, ends: bytes | None) -> bool:
+        """Before a session begins, forget what has ended, where nothing else does it, and most of what the new one replaces.
+
+        Returns whether the session may begin: else there is more to forget in the next transaction. ends: as of `_open_session`.
+        """
+        theirs = (ends, session.key_thumbprint)
+        if not self._make_ready(connection, "session_id = ? OR key_thumbprint = ?", theirs):
+            return False
+        now = session.created_at
         spent = connection.execute(
             """DELETE FROM spent_refresh_tokens WHERE refresh_hash IN (
                 SELECT refresh_hash FROM spent_refresh_tokens WHERE session_id IN (
@@ -461,6 +512,13 @@ class SqlStore:
         ).rowcount
         if spent < SPENT_AT_ONCE:  # else there may be more, which would go with their sessions
             forget_ended(connection, now, most=FORGOTTEN_AT_ONCE)
+        return True
+
+    @abstractmethod
+    def _make_ready(
+        self, connection: Transaction, which: str, values: Sequence[Any] | Mapping[str, Any]
+    ) -> bool:
+        """See to it that sessions can end, with millions of spent refresh tokens too. It is a `MakeReady`. which: of our words."""
 
     @abstractmethod
     async def _transaction(self, work: Callable[[Any], _Value], *, writes: bool = False) -> _Value:
@@ -502,7 +560,7 @@ def _note_use(connection: Transaction, use: CredentialUse, user_handle: bytes) -
     return Noted(user=user, counter_anomaly=anomaly)
 
 
-def _forget_never_used(connection: Transaction, now: float) -> None:
+def _forget_never_used(connection: Transaction, now: float, make_ready: MakeReady) -> None:
     """Remove a few accounts that were registered long ago, never signed in to since, and have no session."""
     rows = connection.execute(
         """SELECT handle FROM users WHERE used = 0 AND created_at <= ? AND NOT EXISTS (
@@ -510,7 +568,8 @@ def _forget_never_used(connection: Transaction, now: float) -> None:
         (floor(now - NEVER_USED_SECONDS), now, FORGOTTEN_AT_ONCE),
     ).fetchall()
     for row in rows:
-        _remove_user(connection, row["handle"])
+        if not _remove_user(connection, row["handle"], make_ready):
+            return  # the next registration goes on
 
 
 def forget_spent(connection: Transaction, now: float, *, most: int) -> int:
@@ -529,8 +588,8 @@ def forget_spent(connection: Transaction, now: float, *, most: int) -> int:
 def forget_spent_of_going(connection: Transaction, now: float, *, most: int) -> int:
     """Forget spent refresh tokens of sessions that go with a removal which is due within `GOING_SECONDS`; returns how many.
 
-    The removal itself is one transaction, before which nobody reads anything: with a million of them it would take longer than a
-    statement may. One that comes back in the meantime is refused, and ends its session no more.
+    Nobody reads anything from when a removal is due until it is done: with a million of them everybody would wait. One that comes
+    back in the meantime is refused, and ends its session no more.
     """
     return connection.execute(
         """DELETE FROM spent_refresh_tokens WHERE refresh_hash IN (
@@ -551,6 +610,18 @@ def forget_ended(connection: Transaction, now: float, *, most: int) -> int:
     ).rowcount
 
 
+def forget_spent_of(
+    connection: Transaction, which: str, values: Sequence[Any] | Mapping[str, Any], *, most: int
+) -> int:
+    """Forget spent refresh tokens of the sessions of a condition, of our words; returns how many."""
+    return connection.execute(
+        f"""DELETE FROM spent_refresh_tokens WHERE refresh_hash IN (
+            SELECT refresh_hash FROM spent_refresh_tokens WHERE session_id IN (
+                SELECT session_id FROM sessions WHERE {which}) LIMIT {most})""",  # noqa: S608
+        values,
+    ).rowcount
+
+
 def _open_session(connection: Transaction, session: Session, ends: bytes | None) -> None:
     """Store a session in place of the caller's earlier one: a key or a browser has one session."""
     if ends is not None:
@@ -565,20 +636,26 @@ def _open_session(connection: Transaction, session: Session, ends: bytes | None)
     _insert(connection, "sessions", _session_values(session))
 
 
-def _settle(connection: Transaction, now: float) -> None:
-    """Do the removals that are due, one after the other: each ends those that its passkey asked for."""
+def _settle(connection: Transaction, now: float, make_ready: MakeReady) -> bool:
+    """Do the removals that are due, one after the other: each ends those that its passkey asked for.
+
+    Returns whether all are done: else it goes on in the next transaction.
+    """
     while row := connection.execute(
         """SELECT removal_id, removals.user_handle, credential_id, due_at, label
         FROM removals LEFT JOIN credentials USING (credential_id)
         WHERE due_at <= ? ORDER BY due_at, removal_id LIMIT 1""",
         (floor(now),),
     ).fetchone():
-        connection.execute("DELETE FROM removals WHERE removal_id = ?", (row["removal_id"],))
         if row["credential_id"] is None:
-            _remove_user(connection, row["user_handle"])
-            continue
-        _remove_credential(connection, row["credential_id"], but=None)
-        _note_for(connection, ChangeKind.PASSKEY_REMOVED, row["label"], row["user_handle"], row["due_at"])
+            if not _remove_user(connection, row["user_handle"], make_ready):
+                return False
+        elif not _remove_credential(connection, row["credential_id"], make_ready, but=None):
+            return False
+        else:
+            _note_for(connection, ChangeKind.PASSKEY_REMOVED, row["label"], row["user_handle"], row["due_at"])
+        connection.execute("DELETE FROM removals WHERE removal_id = ?", (row["removal_id"],))
+    return True
 
 
 def _ask(
@@ -607,21 +684,32 @@ def _ask(
     return removal
 
 
-def _remove_credential(connection: Transaction, credential_id: bytes, *, but: bytes | None) -> None:
-    """Remove a passkey, the sessions that it opened, and the removals that it asked for. but: a session that goes on."""
+def _remove_credential(
+    connection: Transaction, credential_id: bytes, make_ready: MakeReady, *, but: bytes | None
+) -> bool:
+    """Remove a passkey, the sessions that it opened, and the removals that it asked for. but: a session that goes on.
+
+    Returns whether it is removed: else nothing is, and it is to be removed in the next transaction.
+    """
+    which = """credential_id = :id AND session_id <> :but
+        AND user_handle = (SELECT user_handle FROM credentials WHERE credential_id = :id)"""
+    values = {"id": credential_id, "but": but or b""}  # no session has an empty id
+    if not make_ready(connection, which, values):
+        return False
     connection.execute("DELETE FROM removals WHERE asked_by = ?", (credential_id,))
-    connection.execute(
-        """DELETE FROM sessions WHERE credential_id = :id AND session_id <> :but
-        AND user_handle = (SELECT user_handle FROM credentials WHERE credential_id = :id)""",
-        {"id": credential_id, "but": but or b""},  # no session has an empty id
-    )
+    connection.execute(f"DELETE FROM sessions WHERE {which}", values)  # noqa: S608  our words
     connection.execute("DELETE FROM credentials WHERE credential_id = ?", (credential_id,))
+    return True
 
 
-def _remove_user(connection: Transaction, handle: bytes) -> None:
+def _remove_user(connection: Transaction, handle: bytes, make_ready: MakeReady) -> bool:
+    """Remove a user with all that is theirs. Returns as `_remove_credential`."""
+    if not make_ready(connection, "user_handle = ?", (handle,)):
+        return False
     for table in ("sessions", "credentials"):
         connection.execute(f"DELETE FROM {table} WHERE user_handle = ?", (handle,))  # noqa: S608  our names
     connection.execute("DELETE FROM users WHERE handle = ?", (handle,))
+    return True
 
 
 def _removals_of(connection: Transaction, handle: bytes) -> list[Removal]:

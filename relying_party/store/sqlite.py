@@ -18,13 +18,13 @@ import sqlite3
 import stat
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from relying_party.core.proofs import Proof, Step
 from relying_party.errors import (
@@ -33,7 +33,7 @@ from relying_party.errors import (
     StoreUnavailable,
     UseDpopNonce,
 )
-from relying_party.store.sql import MIGRATIONS, SqlStore
+from relying_party.store.sql import MIGRATIONS, SqlStore, Transaction, forget_spent_of
 
 _Value = TypeVar("_Value")
 
@@ -41,6 +41,7 @@ APPLICATION_ID: Final = 0x68705250  # "hpRP", in the header of the file
 BUSY_TIMEOUT: Final = 5.0  # seconds
 # the bytes of the file that whoever reads it locks, the first and how many (SQLite's file locking, "SHARED")
 _SHARED: Final = (0x40000002, 510)
+PORTION: Final = 5_000  # spent refresh tokens that one transaction forgets before their sessions end
 _LOG_KEPT: Final = 32 << 20  # bytes of the write-ahead log that are kept when it begins again
 
 logger = logging.getLogger(__name__)
@@ -145,6 +146,12 @@ class SqliteStore(SqlStore):
         if self._nonces is None:
             self._nonces = await self.secret("dpop-nonce")
         return self._nonces
+
+    def _make_ready(
+        self, connection: Transaction, which: str, values: Sequence[Any] | Mapping[str, Any]
+    ) -> bool:
+        """Forget spent refresh tokens of the sessions in portions, in transactions of their own: all other writes wait for each."""
+        return forget_spent_of(connection, which, values, most=PORTION) < PORTION
 
     async def _transaction(
         self, work: Callable[[sqlite3.Connection], _Value], *, writes: bool = False

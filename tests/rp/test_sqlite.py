@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -21,6 +21,8 @@ from relying_party.store.sqlite import SqliteStore
 from tests.failing_disk import FailingDisk
 from tests.programs import ROOT
 from tests.rp.records import ADA, EVE, credential, session, use
+
+NOW: Final = 1_800_000_000
 
 
 async def test_a_file_is_nobody_elses_to_read(tmp_path: Path) -> None:
@@ -91,6 +93,68 @@ async def test_a_sign_in_forgets_no_more_spent_refresh_tokens_than_others_can_wa
             await store.sign_in(use(), begins, ends=None)
             left.append((await store._transaction(_spent), await store._transaction(_ended)))
     assert left == [(6, 1), (2, 1), (0, 0)]  # the session goes when nothing is left that would go with it
+
+
+class Watched(SqliteStore):
+    """Keeps how many spent refresh tokens there are after each transaction that writes."""
+
+    left: list[int] | None = None
+
+    async def _transaction(self, work: Callable[[sqlite3.Connection], Any], *, writes: bool = False) -> Any:
+        done = await super()._transaction(work, writes=writes)
+        if writes and self.left is not None:
+            self.left.append(await super()._transaction(_spent))
+        return done
+
+
+KEPT = replace(session(key="kept"), created_at=NOW, auth_time=NOW, expires_at=2**40, ends_at=2**40)
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["session", "sessions", "passkey", "account", "overdue", "the same device's", "the same browser's"],
+)
+async def test_what_goes_with_sessions_that_end_is_forgotten_in_portions_before(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "PORTION", 4)
+    made = replace(credential(), created_at=NOW)
+    going = replace(
+        KEPT, session_id=b"going", token_hash=b"going", credential_id=b"young", key_thumbprint="k"
+    )
+    new = replace(going, session_id=b"new", token_hash=b"new")
+    async with Watched(tmp_path / "s") as store:
+        await store.register(made, ADA, KEPT, ends=None)
+        await store.add_credential(replace(made, credential_id=b"young"), KEPT, was=KEPT.token_hash)
+        await store.sign_in(use(b"young"), going, ends=None)
+        with closing(sqlite3.connect(tmp_path / "s")) as other, other:
+            tokens = [(b"%d" % number,) for number in range(10)]
+            other.executemany("INSERT INTO spent_refresh_tokens VALUES (?, CAST('going' AS BLOB))", tokens)
+            if what == "overdue":
+                other.execute(
+                    "INSERT INTO removals VALUES (x'01', ?, ?, x'01', 0, 1)", (ADA.handle, b"young")
+                )
+        store.left = []
+        match what:
+            case "session":
+                assert await store.end_session(ADA.handle, b"going")
+            case "sessions":
+                assert await store.end_sessions(None, by=KEPT, now=NOW) == 1
+            case "passkey":
+                assert await store.remove_credential(b"young", removal_id=b"r", by=KEPT, now=NOW) is None
+            case "account":
+                assert await store.remove_user(removal_id=b"r", by=KEPT, now=NOW) is None
+            case "overdue":
+                assert await store.credential(b"young", now=NOW) is None
+            case "the same device's":
+                assert await store.sign_in(use(b"young"), new, ends=None)
+            case _:
+                assert await store.sign_in(
+                    use(b"young"), replace(new, key_thumbprint=None), ends=going.session_id
+                )
+        assert store.left == [6, 2, 0]  # others have their turn between two of them
+        assert await store.session(b"going", now=NOW) is None
+        assert (await store.session(KEPT.token_hash, now=NOW) is None) == (what == "account")
 
 
 def _spent(connection: sqlite3.Connection) -> int:
