@@ -81,6 +81,9 @@ class State:
         return lambda session: self.issuer.token(session, now=now)
 
 
+_OF_TOKENS: Final = frozenset({"dpop", "bearer"})  # schemes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedIn:
     """The user of a request, with the session."""
@@ -217,9 +220,12 @@ async def _read(request: web.Request) -> bytes:
 
 
 def _is_of_a_device(request: web.Request) -> bool:
-    """Whether a request comes with a proof, or a token. A browser sends what a proxy in front of us has asked it for (RFC 7617)."""
+    """Whether a request comes with a proof, or a token.
+
+    A browser sends credentials of other schemes where a proxy in front of us asks for them: Basic, Digest, Negotiate.
+    """
     schemes = (value.partition(" ")[0].lower() for value in request.headers.getall("Authorization", []))
-    return PROOF_HEADER in request.headers or any(scheme != "basic" for scheme in schemes)
+    return PROOF_HEADER in request.headers or any(scheme in _OF_TOKENS for scheme in schemes)
 
 
 async def _device(request: web.Request, state: State) -> tuple[Caller, str | None]:

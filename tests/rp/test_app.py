@@ -728,14 +728,22 @@ async def test_an_application_whose_store_cannot_open_says_so(tmp_path: Path) ->
 
 
 class _BehindAPassword(Browser):
-    """A browser that a proxy in front has asked for a name and a password, which it sends with each request from then on."""
+    """A browser that a proxy in front has asked who its user is, which it says with each request from then on."""
+
+    credentials = ""
 
     def headers(self, method: str, path: str, now: float) -> dict[str, str]:
-        return super().headers(method, path, now) | {"Authorization": "Basic YWRhOmxvdmVsYWNl"}
+        return super().headers(method, path, now) | {"Authorization": self.credentials}
 
 
-async def test_a_proxys_password_makes_no_device_of_a_browser(site: Site) -> None:
+@pytest.mark.parametrize(
+    "credentials",
+    ["Basic YWRhOmxvdmVsYWNl", 'Digest username="ada", realm="proxy"', "Negotiate YIIJ", "NTLM TlRMTVNTUAAD"],
+    ids=lambda credentials: credentials.partition(" ")[0],
+)
+async def test_what_a_proxy_asks_for_makes_no_device_of_a_browser(site: Site, credentials: str) -> None:
     browser = _BehindAPassword()
+    browser.credentials = credentials
     passkey, _ = await site.register(browser, "ada")
     assert (await site.sign_in(browser, passkey)).status == 200
     assert (await site.send(browser, "GET", "/me")).status == 200
