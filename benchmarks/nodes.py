@@ -35,8 +35,9 @@ from companion_push.relay.app import RELAY, RelayEndpoints
 from companion_push.relay.messages import CompanionReport, DeviceReport, Submission, parse_body
 from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.store_place import PostgresUri, StorePlace
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.word import Word
+from program_parts.base64url import base64url
 from tests.companion.program import running
 from tests.ports import reserved_port
 from tests.relay.household import Caller, Clock, Household, fresh_id, running_relay

@@ -38,7 +38,7 @@ from measure import HEADINGS, Row, processor_seconds, shown, table
 from companion_push.relay import accounts
 from companion_push.relay.database import open_database
 from headless_passkey.net.proof import NONCE_HEADER, PROOF_HEADER, make_proof
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.trust.people import Person, companion, device, found, grow
 
 HEADING: Final = "# What a waiting companion costs the relay"

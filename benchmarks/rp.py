@@ -45,12 +45,12 @@ from measure import HEADINGS, Row, table
 
 from headless_passkey.net.proof import make_proof
 from headless_passkey.trust.signing import SoftwareSigningKey
+from program_parts.base64url import base64url
 from relying_party.config import Config
 from relying_party.core.callers import Caller, ClientKind
 from relying_party.core.ceremonies import CHALLENGE_SIZE, ParsedAssertion, ParsedAuthentication
 from relying_party.core.challenges import AuthenticationRecord
 from relying_party.core.credentials import Credential, CredentialUse, User
-from relying_party.core.encoding import base64url
 from relying_party.core.messages import parse_authentication_result
 from relying_party.core.proofs import Proof, verify_proof
 from relying_party.core.sessions import Lifetimes, open_session

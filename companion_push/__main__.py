@@ -2,7 +2,7 @@
 
 import sys
 
-from headless_passkey.process import early_signals
+from program_parts import early_signals
 
 
 def main() -> int:

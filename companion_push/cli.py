@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from headless_passkey.command.command_line import SettingsParser, add_version, missing, run, told
+from headless_passkey.command.command_line import SettingsParser, missing, run, told
+from program_parts.command_line import add_version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,11 +49,12 @@ from headless_passkey.account import enrolment
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import RequestKind
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.envelope import Announcement, new_request_id, seal
 from headless_passkey.trust.ring import Member, Ring, Role, prove_possession
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from headless_passkey.trust.word import Claim, Word
+from program_parts.base64url import base64url
 
 HONEST: Final = "honest"
 MODES: Final = (

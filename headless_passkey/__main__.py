@@ -4,7 +4,7 @@ import gc
 import sys
 from typing import Final
 
-from headless_passkey.process import early_signals
+from program_parts import early_signals
 
 # objects until the first collection, instead of Python's 700: what is loaded is no garbage
 _YOUNG: Final = 10_000

@@ -47,7 +47,6 @@ from headless_passkey.hybrid.ctap2 import (
 )
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.stages import Stage, StageEvent
-from headless_passkey.text.domains import is_domain
 from headless_passkey.webauthn.options import (
     MAX_REQUEST_SIZE,
     AuthenticationOptions,
@@ -55,6 +54,7 @@ from headless_passkey.webauthn.options import (
     Options,
     RegistrationOptions,
 )
+from program_parts.domains import is_domain
 
 try:
     from fido2.ctap import STATUS, CtapDevice

@@ -24,7 +24,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid.ctap2 import Status, status_name
 from headless_passkey.mends import clock_skew, mend
-from headless_passkey.text.names import printable, quoted
+from program_parts.names import printable, quoted
 
 INTERRUPTED: Final = "interrupted"  # the companion ended while it held the claim
 MALFORMED: Final = "malformed"  # the companion could not parse the request

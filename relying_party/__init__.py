@@ -1,7 +1,7 @@
 """A small, exact WebAuthn relying party on python-fido2: library, aiohttp application, program.
 
 Nothing is imported here: every name has one address. What it says on the wire is written in
-docs/protocol/relying-party.md; with the device and the push programs it shares that page and no code.
+docs/protocol/relying-party.md. With the device and the push programs it shares that page, and no code of theirs.
 
 ====================================  ========================================================================
 ``relying_party.core.ceremonies``     begin and complete registration and authentication: every check, pure

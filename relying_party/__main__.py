@@ -2,7 +2,7 @@
 
 import sys
 
-from relying_party import early_signals
+from program_parts import early_signals
 
 
 def main() -> int:

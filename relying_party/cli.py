@@ -13,12 +13,10 @@ import logging
 import os
 import signal
 import sys
-import textwrap
 import tomllib
 import traceback
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -29,24 +27,34 @@ from http_serving.connections import (
     IDLE_SECONDS,
     MAX_SECONDS,
 )
-from relying_party import early_signals
+from program_parts import early_signals
+from program_parts.command_line import (
+    DISTRIBUTION,
+    LOG_LINE,
+    MAX_MESSAGE,
+    SHELLS,
+    HelpFormatter,
+    JsonRecords,
+    PlainLines,
+    add_version,
+    failure_line,
+    forget_stdout,
+    host_port,
+)
+from program_parts.log_thread import to_stderr, written_by_a_thread
+from program_parts.memory import forbid_core_dumps
+from program_parts.names import printable
+from program_parts.secret_words import without_keys
 from relying_party.core.credentials import BackupEligibility
 from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import ExitStatus, RelyingPartyError, UsageError
-from relying_party.log_thread import to_stderr, written_by_a_thread
-from relying_party.memory import forbid_core_dumps
-from relying_party.names import printable
-from relying_party.output import forget_stdout, out, without_keys, without_secrets
+from relying_party.output import out
 from relying_party.place import StorePlace, store_place
 
-DISTRIBUTION: Final = "headless-passkey"
 Command: TypeAlias = tuple[str, ...]  # its words
 SERVE: Final[Command] = ("serve",)
 DEFAULT_STORE: Final = "relying-party.sqlite"
 ENVIRONMENT: Final = "RELYING_PARTY_"
-SHELLS: Final = ("bash", "zsh", "fish")
-MAX_MESSAGE: Final = 2000  # characters of a failure, or of a line of log
-LOG_LINE: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=args.log_level.upper(), force=True)
     as_records = args.log_format == "json"  # then for failures too
     args.json = args.json or as_records
-    logging.getLogger().handlers[0].setFormatter(_JsonRecords() if as_records else _PlainLines(LOG_LINE))
+    logging.getLogger().handlers[0].setFormatter(JsonRecords() if as_records else PlainLines(LOG_LINE))
     logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
     serves = tuple(words[:1]) == SERVE
     with written_by_a_thread() if serves else contextlib.nullcontext():
@@ -136,31 +144,6 @@ def make_parser() -> argparse.ArgumentParser:
     return _parsers()[0]
 
 
-class _HelpFormatter(argparse.HelpFormatter):
-    """Wraps each line of a description or epilog by itself, and leaves indented ones, such as examples, as they are."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        lines = []
-        for line in text.splitlines():
-            lines += textwrap.wrap(line, width) if line.strip() and not line.startswith(" ") else [line]
-        return "\n".join(indent + line for line in lines)
-
-
-class _Version(argparse.Action):
-    """Looks the version up when it is asked for, and not at every start."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib import metadata  # noqa: PLC0415
-
-        try:
-            version = metadata.version(DISTRIBUTION)
-        except metadata.PackageNotFoundError:
-            version = "of a version that is not installed"
-        with contextlib.suppress(OSError):  # as --help, which nobody may be reading either
-            print(f"{parser.prog} {version}", flush=True)  # noqa: T201
-        parser.exit()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Setting:
     """A long option, which a TOML file and the environment can set too."""
@@ -174,7 +157,7 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.settings: dict[str, _Setting] = {}  # by TOML key; before argparse adds --help
-        super().__init__(*args, **{"formatter_class": _HelpFormatter, **kwargs})
+        super().__init__(*args, **{"formatter_class": HelpFormatter, **kwargs})
 
     def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
         action = super().add_argument(*names, **how)
@@ -195,7 +178,7 @@ class _Parser(argparse.ArgumentParser):
 def _parsers() -> tuple[_Parser, dict[Command, _Parser]]:
     """The program's parser, and those of the commands whose options a file and the environment can set too."""
     parser = _Parser(prog="relying-party", description="A small WebAuthn relying party.", allow_abbrev=False)
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
+    add_version(parser)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     serve: _Parser = commands.add_parser(
         "serve",
@@ -211,7 +194,7 @@ def _parsers() -> tuple[_Parser, dict[Command, _Parser]]:
     add(
         "--listen",
         metavar="HOST:PORT",
-        type=_host_port,
+        type=host_port,
         default=("127.0.0.1", 8443),
         help="default: 127.0.0.1:8443; port 0 takes a free one",
     )
@@ -386,7 +369,7 @@ def _parsers() -> tuple[_Parser, dict[Command, _Parser]]:
     add(
         "--metrics",
         metavar="HOST:PORT",
-        type=_host_port,
+        type=host_port,
         help="serve /metrics there, for Prometheus, over plain HTTP; without it nowhere",
     )
     add("--config", metavar="FILE", help="TOML file with these options in table [serve]")
@@ -469,13 +452,6 @@ def _add_store(commands: Any) -> dict[str, _Parser]:
         parser.set_defaults(action=action, log_level="warning", log_format="text")
     copy.add_argument("--to", metavar="PLACE", type=_place, required=True, help="an empty or new one")
     return found
-
-
-def _host_port(text: str) -> tuple[str, int]:
-    host, separator, port = text.rpartition(":")
-    if not (separator and host and port.isascii() and port.isdigit() and int(port) <= 0xFFFF):
-        raise argparse.ArgumentTypeError("expected HOST:PORT")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _place(text: str) -> StorePlace:
@@ -582,40 +558,6 @@ def _words(parser: _Parser, name: str, value: Any) -> list[str]:
     return [f"--{name}={one}" for one in values]
 
 
-class _PlainLines(logging.Formatter):
-    """A log line in which what others wrote (hosts, peers, Bluetooth devices) moves no terminal and begins no other line."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
-        record.message = printable(record.message, MAX_MESSAGE)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
-        return "\n".join(printable(line, MAX_MESSAGE) for line in super().formatException(ei).split("\n"))
-
-
-class _JsonRecords(logging.Formatter):
-    """Formats a log record as one JSON object on one line, for programs that collect logs: the same as the other servers'.
-
-    time: RFC 3339, UTC. fields: what the caller gave as ``extra={"fields": {…}}``, numbers and words of our own.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        said: dict[str, object] = {
-            "time": time.replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": printable(without_secrets(record.getMessage()), MAX_MESSAGE),
-        }
-        fields = getattr(record, "fields", None)
-        if isinstance(fields, Mapping):
-            said["fields"] = dict(fields)
-        if record.exc_info:
-            lines = without_secrets(self.formatException(record.exc_info)).split("\n")
-            said["exception"] = "\n".join(printable(line, MAX_MESSAGE) for line in lines)
-        return json.dumps(said, default=str)
-
-
 def _say(message: str, args: argparse.Namespace) -> None:
     if args.log_format == "json":  # at any log level
         root = logging.getLogger()
@@ -630,12 +572,7 @@ def _interrupted(*, as_json: bool) -> ExitStatus:
 
 
 def _fail(status: ExitStatus, kind: str, message: str, *, as_json: bool) -> ExitStatus:
-    message = printable(" ".join(without_secrets(message).split()), MAX_MESSAGE)
-    if as_json:
-        # the members that every program of the project has; this one has no finer kinds, and no advice
-        members = {"error": kind, "reason": None, "status": int(status), "message": message, "advice": None}
-        line = json.dumps(members)
-    else:
-        line = f"relying-party: {message}"
+    # it has no finer kinds than these classes, and no advice
+    line = failure_line("relying-party", status, kind, message, as_json=as_json)
     to_stderr(f"{line}\n")
     return status

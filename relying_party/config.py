@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from fido2.rpid import suffixes, verify_rp_id
 from yarl import URL
 
+from program_parts.base64url import base64url, from_base64url
+from program_parts.domains import is_domain, is_localhost, is_this_machine
 from relying_party.core.access_tokens import TokenKey, secret_hash
 from relying_party.core.bounds import check_whole
 from relying_party.core.credentials import BackupEligibility
-from relying_party.core.domains import is_domain, is_localhost, is_this_machine
-from relying_party.core.encoding import base64url, from_base64url
 from relying_party.core.sessions import Lifetimes
 from relying_party.errors import InvalidRequest, UsageError
 from relying_party.names import name_of

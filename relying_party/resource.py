@@ -32,13 +32,13 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
 from name_lookups.resolver import Resolver
+from program_parts.domains import is_this_machine
+from program_parts.proxy import NoProxy, proxy_for
 from relying_party.core.access_tokens import ALGORITHM, TYPE
-from relying_party.core.domains import is_this_machine
 from relying_party.core.proofs import KnownKeys, ProofsInMemory, UsedProofs, verify_proof
 from relying_party.errors import IssuerUnavailable, ProofInvalid, RequestRefused, TokenInvalid, UsageError
 from relying_party.http.answers import NONCE_HEADER, problem, refused
 from relying_party.http.request import NONCE, PROOF_HEADER
-from relying_party.proxy import proxy_for
 
 MAX_TOKEN: Final = 4096  # characters
 MAX_ANSWER: Final = 64 * 1024  # bytes
@@ -210,7 +210,7 @@ class Guard:
                         )
                 if response.status != 200:
                     raise IssuerUnavailable(f"the relying party answers with status {response.status}")
-        except UsageError as error:
+        except NoProxy as error:
             raise IssuerUnavailable(str(error)) from error
         except aiohttp.ClientHttpProxyError as error:
             raise IssuerUnavailable(

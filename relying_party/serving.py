@@ -16,10 +16,10 @@ from aiohttp import web
 from http_serving.connections import ConnectionLimits, Connections
 from http_serving.listening import Listener, plain
 from http_serving.metrics import LIMITS, ServerMetrics
+from program_parts.domains import is_localhost, is_this_machine
 from relying_party.config import DEFAULT_LIFETIMES, Config, origin_of
 from relying_party.core.access_tokens import TokenKey
 from relying_party.core.credentials import BackupEligibility
-from relying_party.core.domains import is_localhost, is_this_machine
 from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import ExitStatus, SetupError, UsageError
 from relying_party.http.app import METRICS, make_app, make_metrics_app

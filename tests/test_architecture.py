@@ -212,7 +212,7 @@ BREACHES = {
         "relying_party/errors.py",
         "companion_push.errors",
     ),
-    "What servers share knows none of them": (
+    "What programs share knows none of them": (
         "postgres_store/uri.py",
         "relying_party.errors",
     ),

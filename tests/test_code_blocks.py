@@ -39,7 +39,7 @@ TAKEN: Final = {
     "docs/how-to/reverse-proxy.md haproxy": "tests/tunnel_service/test_nodes.py::test_both_ends_meet_at_the_node_that_the_phone_came_to",
     "docs/how-to/reverse-proxy.md nginx": "tests/end_to_end/test_behind_a_proxy.py::test_a_sign_in_goes_through_the_proxy_and_its_request_comes_by_a_stream",
     "docs/how-to/several-relays.md haproxy": "tests/end_to_end/test_several_relays.py::test_a_sign_in_ends_in_a_session_though_each_relay_is_killed_while_the_companion_asks",
-    "docs/protocol/trust.md text": "tests/device/test_names.py::test_the_page_lists_the_code_points_of_the_rule",
+    "docs/protocol/trust.md text": "tests/test_names.py::test_the_page_lists_the_code_points_of_the_rule",
 }
 _FENCED: Final = re.compile(
     r"(?:^ *<!-- not run: ([^\n]*) -->\n)?^( *)```([^`\n]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL

@@ -23,7 +23,7 @@ from headless_passkey.errors import EnrolmentReason, ExitStatus, SetupReason, Tr
 from headless_passkey.net.base_url import BaseUrl
 from tests.programs import PACKAGES, ROOT
 
-DEVICE: Final = {"headless_passkey", "name_lookups"}  # our packages that a device loads
+DEVICE: Final = {"headless_passkey", "name_lookups", "program_parts"}  # our packages that a device loads
 PAGE: Final = (ROOT / "docs/how-to/linux-board.md").read_text(encoding="utf-8")
 SYSTEMD: Final = ROOT / "examples/systemd"
 UNIT: Final = SYSTEMD / "headless-passkey-sign-in.service"

@@ -1,22 +1,17 @@
-"""Lines of log on a terminal: what peers, hosts and Bluetooth devices wrote in them is spelled out, in both packages with programs."""
+"""Lines of log on a terminal: what peers, hosts and Bluetooth devices wrote in them is spelled out."""
 
 import json
 import logging
 import sys
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-import headless_passkey.command.command_line
-import relying_party.cli
+from program_parts.command_line import JsonRecords, PlainLines
 from tests.vectors_loader import Vector, name, vectors
 
-LINE = "%(levelname)s %(message)s"
-BOTH = pytest.mark.parametrize(
-    "formatter",
-    [headless_passkey.command.command_line._PlainLines(LINE), relying_party.cli._PlainLines(LINE)],
-    ids=["headless_passkey", "relying_party"],
-)
+PLAIN: Final = PlainLines("%(levelname)s %(message)s")
+RECORDS: Final = JsonRecords()
 
 
 def exc_info(error: Exception | None) -> Any:
@@ -29,44 +24,31 @@ def exc_info(error: Exception | None) -> Any:
         return sys.exc_info()
 
 
-def logged(formatter: logging.Formatter, message: str, *args: object, error: Exception | None = None) -> str:
-    return formatter.format(logging.LogRecord("a", logging.INFO, "a.py", 1, message, args, exc_info(error)))
+def logged(message: str, *args: object, error: Exception | None = None) -> str:
+    return PLAIN.format(logging.LogRecord("a", logging.INFO, "a.py", 1, message, args, exc_info(error)))
 
 
-@BOTH
 @pytest.mark.threat("T11")
 @pytest.mark.parametrize("case", [one for one in vectors("names") if len(one["text"]) <= 128], ids=name)
-def test_what_others_wrote_is_shown_in_a_log_as_it_is_elsewhere(
-    formatter: logging.Formatter, case: Vector
-) -> None:
-    assert logged(formatter, "from %s", f"<{case['text']}>").startswith("INFO from <")
-    assert logged(formatter, case["text"] or "%s", *([] if case["text"] else [""])) == f"INFO {case['shown']}"
+def test_what_others_wrote_is_shown_in_a_log_as_it_is_elsewhere(case: Vector) -> None:
+    assert logged("from %s", f"<{case['text']}>").startswith("INFO from <")
+    assert logged(case["text"] or "%s", *([] if case["text"] else [""])) == f"INFO {case['shown']}"
 
 
-@BOTH
 @pytest.mark.threat("T11")
-def test_a_line_of_log_cannot_begin_another(formatter: logging.Formatter) -> None:
-    said = logged(formatter, "device %s", "x\nINFO all is well\x1b[2J\u202e\u3164")
+def test_a_line_of_log_cannot_begin_another() -> None:
+    said = logged("device %s", "x\nINFO all is well\x1b[2J\u202e\u3164")
     assert said == "INFO device x<U+000A>INFO all is well<U+001B>[2J<U+202E><U+3164>"
 
 
-@BOTH
 @pytest.mark.threat("T11")
-def test_a_traceback_keeps_its_lines_and_hides_nothing(formatter: logging.Formatter) -> None:
-    said = logged(formatter, "failed", error=ValueError("a\x1b[2Jb\u3164"))
+def test_a_traceback_keeps_its_lines_and_hides_nothing() -> None:
+    said = logged("failed", error=ValueError("a\x1b[2Jb\u3164"))
     assert said.startswith("INFO failed\nTraceback (most recent call last):\n")
     assert said.endswith("\nValueError: a<U+001B>[2Jb<U+3164>")
 
 
-RECORDS = pytest.mark.parametrize(
-    "formatter",
-    [headless_passkey.command.command_line._JsonRecords(), relying_party.cli._JsonRecords()],
-    ids=["headless_passkey", "relying_party"],
-)
-
-
 def record(
-    formatter: logging.Formatter,
     message: str,
     *args: object,
     fields: object = None,
@@ -77,29 +59,27 @@ def record(
     made.created = 1_700_000_000.0625
     if fields is not None:
         made.fields = fields
-    return formatter.format(made)
+    return RECORDS.format(made)
 
 
-@RECORDS
-def test_a_record_has_time_level_logger_message_and_fields(formatter: logging.Formatter) -> None:
-    assert json.loads(record(formatter, "%s came", 3, fields={"status": 201, "outcome": "ok"})) == {
+def test_a_record_has_time_level_logger_message_and_fields() -> None:
+    assert json.loads(record("%s came", 3, fields={"status": 201, "outcome": "ok"})) == {
         "time": "2023-11-14T22:13:20.062Z",
         "level": "warning",
         "logger": "a.b",
         "message": "3 came",
         "fields": {"status": 201, "outcome": "ok"},
     }
-    assert "fields" not in json.loads(record(formatter, "none"))
+    assert "fields" not in json.loads(record("none"))
 
 
-@RECORDS
 @pytest.mark.threat("T11")
 @pytest.mark.parametrize("text", ["x\ny", "x\x1b[2Jy", "x\x7fy", "x\u2028y", "x\u202ey", "x\x00y"], ids=ascii)
-def test_a_record_is_one_line_whatever_is_in_it(formatter: logging.Formatter, text: str) -> None:
+def test_a_record_is_one_line_whatever_is_in_it(text: str) -> None:
     for line in (
-        record(formatter, text),
-        record(formatter, "%s", text, fields={"said": text}),
-        record(formatter, "x", error=ValueError(text)),
+        record(text),
+        record("%s", text, fields={"said": text}),
+        record("x", error=ValueError(text)),
     ):
         assert len(line.splitlines()) == 1
         assert line.isascii()
@@ -111,21 +91,18 @@ def test_a_record_is_one_line_whatever_is_in_it(formatter: logging.Formatter, te
         )  # a traceback has lines, as a JSON string
 
 
-@RECORDS
 @pytest.mark.threat("T11")
-def test_a_record_repeats_no_secret_of_a_known_form(formatter: logging.Formatter) -> None:
+def test_a_record_repeats_no_secret_of_a_known_form() -> None:
     code = "hpk-account:g3hVaGVhZGxlc3MtcGFzc2tleSBhY2NvdW50IHYx"
-    assert json.loads(record(formatter, "found %s", code))["message"] == "found hpk-account:…"
-    assert code not in record(formatter, "x", error=ValueError(code))
+    assert json.loads(record("found %s", code))["message"] == "found hpk-account:…"
+    assert code not in record("x", error=ValueError(code))
 
 
-@RECORDS
 @pytest.mark.threat("T12")
-def test_a_record_has_an_end(formatter: logging.Formatter) -> None:
-    assert len(record(formatter, "%s", "x" * 1_000_000)) < 2200
+def test_a_record_has_an_end() -> None:
+    assert len(record("%s", "x" * 1_000_000)) < 2200
 
 
-@BOTH
 @pytest.mark.threat("T12")
-def test_a_line_of_log_has_an_end(formatter: logging.Formatter) -> None:
-    assert len(logged(formatter, "%s", "x" * 1_000_000)) < 2100
+def test_a_line_of_log_has_an_end() -> None:
+    assert len(logged("%s", "x" * 1_000_000)) < 2100

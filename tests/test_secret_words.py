@@ -5,25 +5,18 @@ import secrets
 
 import pytest
 
-import headless_passkey.text.secret_words
-import relying_party.output
 from headless_passkey.command.command_line import refuse_secret
 from headless_passkey.errors import UsageError
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
+from program_parts.secret_words import without_keys, without_secrets
 from tests.programs import run
 
-BOTH = pytest.mark.parametrize(
-    "module",
-    [headless_passkey.text.secret_words, relying_party.output],
-    ids=["headless_passkey", "relying_party"],
-)
 CODE = "hpk-account:g3hVaGVhZGxlc3MtcGFzc2tleSBhY2NvdW50IHYx"
 INVITATION = "hpk-invitation:iHgfaGVhZGxlc3MtcGFzc2tleSBpbnZpdGF0aW9u"
 FIDO_URL = "FIDO:/13086400838107303667332719012595115747821895775708323189557153075146383351399743589971313508078026948312026786722471666005727649643501784024544726574771401798171307406596245"
 KEY = "2y1Jm0cGq7VbR5Tzq9xKf0aWc1LrP8uEo3sNh6DgXvI="
 
 
-@BOTH
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
@@ -39,12 +32,11 @@ KEY = "2y1Jm0cGq7VbR5Tzq9xKf0aWc1LrP8uEo3sNh6DgXvI="
     ids=["code", "invitation", "upper case", "FIDO URL", "lower case", "password", "user", "file"],
 )
 @pytest.mark.threat("T11")
-def test_a_secret_of_a_known_form_is_named_and_not_repeated(module: object, said: str, shown: str) -> None:
-    assert module.without_secrets(said) == shown  # type: ignore[attr-defined]
-    assert module.without_keys(said) == shown  # type: ignore[attr-defined]
+def test_a_secret_of_a_known_form_is_named_and_not_repeated(said: str, shown: str) -> None:
+    assert without_secrets(said) == shown
+    assert without_keys(said) == shown
 
 
-@BOTH
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
@@ -64,11 +56,10 @@ def test_a_secret_of_a_known_form_is_named_and_not_repeated(module: object, said
     ids=["option", "choice", "word", "long option", "path", "digits"],
 )
 @pytest.mark.threat("T11")
-def test_an_argument_that_looks_like_a_key_is_not_repeated(module: object, said: str, shown: str) -> None:
-    assert module.without_keys(said) == shown  # type: ignore[attr-defined]
+def test_an_argument_that_looks_like_a_key_is_not_repeated(said: str, shown: str) -> None:
+    assert without_keys(said) == shown
 
 
-@BOTH
 @pytest.mark.threat("T12")
 @pytest.mark.parametrize(
     ("said", "shown"),
@@ -82,16 +73,16 @@ def test_an_argument_that_looks_like_a_key_is_not_repeated(module: object, said:
     ids=["one word", "many words", "token in a word", "twice", "no token before a code"],
 )
 def test_a_token_is_looked_for_in_a_time_that_grows_with_the_length_and_not_with_its_square(
-    module: object, said: str, shown: str
+    said: str, shown: str
 ) -> None:
-    assert module.without_secrets(said) == shown  # type: ignore[attr-defined]
+    assert without_secrets(said) == shown
 
 
 @pytest.mark.threat("T11")
 def test_any_code_is_hidden() -> None:
     for size in (16, 32, 120):
         code = f"hpk-account:{base64url(secrets.token_bytes(size))}"
-        assert headless_passkey.text.secret_words.without_keys(f"unrecognized arguments: {code} -x") == (
+        assert without_keys(f"unrecognized arguments: {code} -x") == (
             "unrecognized arguments: hpk-account:… -x"
         )
         with pytest.raises(UsageError) as caught:

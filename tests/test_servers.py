@@ -25,7 +25,7 @@ from companion_push.cli import main as push_main
 from companion_push.relay.config import RelayConfig
 from companion_push.tunnel_service.app import make_app as make_tunnel_service
 from headless_passkey.errors import UsageError as PushUsageError
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from relying_party.cli import main as party_main
 from relying_party.config import Config
 from relying_party.errors import UsageError

@@ -14,8 +14,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from headless_passkey.process import log_thread
-from headless_passkey.process.log_thread import LineWriter
+from program_parts import log_thread
+from program_parts.log_thread import LineWriter
 from tests.programs import ROOT, fill, nobody_reads
 from tests.test_servers import PATIENCE, PROGRAMS
 from tests.test_serving import port_of, words

@@ -104,16 +104,18 @@ from headless_passkey.process.signals import until_terminated
 from headless_passkey.process.streams import talk
 from headless_passkey.process.tasks import end
 from headless_passkey.process.terminal import Terminal
-from headless_passkey.text.base64url import base64url, new_id
-from headless_passkey.text.domains import is_domain
-from headless_passkey.text.json_text import without_mark
-from headless_passkey.text.names import name_of, printable, quoted
+from headless_passkey.text.base64url import new_id
+from headless_passkey.text.names import name_of
 from headless_passkey.trust.admission import Candidate, InvitationRecord
 from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.trust.introduction import Introduction, digits_of
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_RP_IDS, Member, Ring, Role
 from headless_passkey.trust.text_form import check_relay_url
+from program_parts.base64url import base64url
+from program_parts.domains import is_domain
+from program_parts.json_text import without_mark
+from program_parts.names import printable, quoted
 
 _ANOTHER_LINK: Final = "`companion-push companion page --link` prints a link that opens the page"
 _NO_NUMBER: Final = "That is no number of six digits."

@@ -17,9 +17,9 @@ from typing import Final, Protocol
 from companion_push.companion.inbox import CheckedRequest, Notice, NoticeKind
 from companion_push.companion.wording import ASKS
 from headless_passkey.process.terminal import Terminal
-from headless_passkey.text.domains import MAX_DOMAIN
-from headless_passkey.text.names import printable, quoted
 from headless_passkey.trust.envelope import Announcement
+from program_parts.domains import MAX_DOMAIN
+from program_parts.names import printable, quoted
 
 _NO: Final = ("n", "no")
 _NOT_ME: Final = ("not me", "not-me", "notme")

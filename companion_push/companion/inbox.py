@@ -45,8 +45,6 @@ from headless_passkey.errors import (
 from headless_passkey.net.proven_http import MAX_WAIT, ProblemAnswer
 from headless_passkey.refusals import INTERRUPTED, MALFORMED, UNANSWERED
 from headless_passkey.request import NOT_ME, RequestState
-from headless_passkey.text.base64url import base64url
-from headless_passkey.text.names import quoted
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.checks import check_envelope, recheck, untold_ring, usable_until
 from headless_passkey.trust.envelope import Announcement
@@ -54,6 +52,8 @@ from headless_passkey.trust.freshness import DAY, UNCONFIRMED_AFTER, witnesses
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.ring import MAX_SKEW, Member
 from headless_passkey.trust.word import Claim, Word
+from program_parts.base64url import base64url
+from program_parts.names import quoted
 
 FINISH: Final = 120  # seconds that a claimed request may last after its expiry
 

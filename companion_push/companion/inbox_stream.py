@@ -16,8 +16,8 @@ import aiohttp
 from companion_push.companion.event_stream import Event, EventParser
 from companion_push.companion.relay_client import EVENT_STREAM, CompanionRelay, Page
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError, TransportError, TransportReason
-from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import answer_members
+from program_parts.json_text import decode_json
 
 FIRST_SIGN: Final = (
     10.0  # seconds after which nothing comes any more: something on the way keeps the answer back

@@ -38,13 +38,13 @@ from headless_passkey.process.private_file import (
     remove_private,
     write_private,
 )
-from headless_passkey.text.json_text import without_mark
 from headless_passkey.trust.admission import InvitationRecord, Newcomer
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.ring import MAX_DOCUMENT, HpkeKey, Member, Ring
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from headless_passkey.trust.text_form import check_relay_url
+from program_parts.json_text import without_mark
 
 _VERSION: Final = 2
 _LIMIT: Final = 2 * MAX_KEPT * MAX_DOCUMENT  # bytes of one file

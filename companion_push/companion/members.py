@@ -6,9 +6,9 @@ from collections.abc import Collection
 from typing import Final
 
 from headless_passkey.errors import TrustError, TrustReason, UsageError
-from headless_passkey.text.names import quoted
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.ring import Member, Ring
+from program_parts.names import quoted
 
 _SHORTEST: Final = 6  # characters of a name that find a member
 _SHORT_NAME: Final = 10  # characters of a name that are shown, and that stand for the label

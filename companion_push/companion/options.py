@@ -22,9 +22,9 @@ from headless_passkey.command.command_line import (
 )
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.text.base64url import from_base64url
-from headless_passkey.text.domains import is_domain
 from headless_passkey.trust.invitation import LIFETIME
 from headless_passkey.trust.ring import Role
+from program_parts.domains import is_domain
 
 if TYPE_CHECKING:
     from companion_push.companion.phone import TunnelService

@@ -69,8 +69,8 @@ from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
 from headless_passkey.process.tasks import end_quietly, to_its_end
 from headless_passkey.process.terminal import Terminal
 from headless_passkey.radio.direct import DirectChannel
-from headless_passkey.text.domains import MAX_DOMAIN
-from headless_passkey.text.names import printable
+from program_parts.domains import MAX_DOMAIN
+from program_parts.names import printable
 
 MAX_AGE: Final = 300  # seconds after which a FIDO URL expires
 MAX_AHEAD: Final = 120  # seconds the device's clock may be ahead of ours: each may be 60 s off the relay's

@@ -10,8 +10,8 @@ from typing import Final
 
 from companion_push.push.channel import Kind
 from headless_passkey.errors import UsageError
-from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members
+from program_parts.json_text import decode_json
 
 MAX_ADDRESS: Final = 8192  # bytes of such a file
 _LONGEST: Final = 1024  # characters of a member

@@ -19,8 +19,8 @@ from rich.cells import cell_len, chop_cells
 
 from companion_push.companion.wording import must_say
 from headless_passkey.hybrid.fido_url import PREFIX
-from headless_passkey.text.domains import MAX_DOMAIN
-from headless_passkey.text.names import printable, shown_line
+from program_parts.domains import MAX_DOMAIN
+from program_parts.names import printable, shown_line
 
 _QUIET: Final = 4  # light modules around a code, by ISO/IEC 18004
 _MIN_QUIET: Final = 2

@@ -30,9 +30,8 @@ from headless_passkey.errors import (
 )
 from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, ProblemAnswer
 from headless_passkey.request import InvitationState, RequestState
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.members import Members
-from headless_passkey.text.names import MAX_LABEL, is_plain, printable
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.admission import InvitationRecord
 from headless_passkey.trust.envelope import MAX_SEALED
@@ -42,6 +41,8 @@ from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_MEMBERS, Ring
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
 from headless_passkey.trust.word import Word
+from program_parts.base64url import base64url
+from program_parts.names import MAX_LABEL, is_plain, printable
 
 EVENT_STREAM: Final = "text/event-stream"
 _MAX_ITEMS: Final = 64  # requests in one answer; the relay admits three pending ones

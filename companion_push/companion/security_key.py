@@ -51,8 +51,8 @@ from headless_passkey.hybrid.ctap2 import (
     status_name,
 )
 from headless_passkey.process.terminal import Terminal
-from headless_passkey.text.domains import is_domain
-from headless_passkey.text.names import printable
+from program_parts.domains import is_domain
+from program_parts.names import printable
 
 HMAC_SECRET: Final = "hmac-secret"  # noqa: S105
 LOOK: Final = 0.5  # seconds between two looks for a key

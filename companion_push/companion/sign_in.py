@@ -46,11 +46,12 @@ from headless_passkey.net.proven_http import (
     send_proven,
 )
 from headless_passkey.net.proxy import read_bounded, sending
-from headless_passkey.text.base64url import base64url, from_base64url
-from headless_passkey.text.json_text import decode_json
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.members import Members, answer_members
-from headless_passkey.text.names import printable
 from headless_passkey.trust.signing import SigningKey, thumbprint
+from program_parts.base64url import base64url
+from program_parts.json_text import decode_json
+from program_parts.names import printable
 
 MAX_TOKEN: Final = 16_384  # characters
 _MAX_ANSWER: Final = 256 << 10  # bytes

@@ -12,7 +12,7 @@ import msgspec
 from companion_push.companion.seal import Sealed, SealKey
 from headless_passkey.errors import SetupError, SetupReason
 from headless_passkey.process.private_file import read_private, write_private
-from headless_passkey.text.json_text import without_mark
+from program_parts.json_text import without_mark
 
 VERSION: Final = 1
 

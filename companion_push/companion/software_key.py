@@ -54,7 +54,7 @@ from headless_passkey.hybrid.ctap2 import (
     User,
 )
 from headless_passkey.hybrid.keys import CURVE, generate, uncompressed
-from headless_passkey.text.domains import is_domain
+from program_parts.domains import is_domain
 
 AAGUID: Final = bytes.fromhex("f314e1c7a9434e95be5ab739b2b90776")  # names this model: the software phone
 ES256: Final = -7

@@ -12,8 +12,8 @@ from typing import Final
 
 from headless_passkey.errors import TrustError, TrustReason
 from headless_passkey.mends import mend
-from headless_passkey.text.names import quoted
 from headless_passkey.trust.ring import Member
+from program_parts.names import quoted
 
 _MAX_STEPS: Final = 8  # twice what the table needs today
 _MARK: Final = "\u200e"  # stands around right-to-left characters in the table

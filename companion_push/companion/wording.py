@@ -6,9 +6,9 @@ from typing import Final
 from companion_push.companion.members import joining_day, short_name
 from companion_push.companion.twins import twin_of
 from headless_passkey.hybrid.fido_url import RequestKind
-from headless_passkey.text.domains import MAX_DOMAIN
-from headless_passkey.text.names import printable, quoted
 from headless_passkey.trust.ring import Member
+from program_parts.domains import MAX_DOMAIN
+from program_parts.names import printable, quoted
 
 ASKS: Final = {RequestKind.GET_ASSERTION: "sign in", RequestKind.MAKE_CREDENTIAL: "create a passkey"}
 

@@ -13,10 +13,11 @@ from typing import Any, Final
 
 from companion_push.errors import cannot_listen
 from companion_push.serving.options import at_most
-from headless_passkey.command.command_line import add_settings, example, host_port, out
+from headless_passkey.command.command_line import add_settings, example, out
 from headless_passkey.errors import UsageError
 from headless_passkey.process.signals import until_terminated
-from headless_passkey.text.domains import is_this_machine
+from program_parts.command_line import host_port
+from program_parts.domains import is_this_machine
 
 CONTROLLERS: Final = 32
 

@@ -22,7 +22,7 @@ from companion_push.identity.issuer import IssuerKeys
 from companion_push.identity.settings import OpenIdSettings
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.text.base64url import from_base64url
-from headless_passkey.text.names import plain
+from program_parts.names import plain
 
 SKEW: Final = 60  # seconds by which the issuer's clock may be ahead or behind
 LONGEST_LIFE: Final = 86_400  # seconds since a token was made

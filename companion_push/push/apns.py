@@ -31,8 +31,8 @@ from headless_passkey.errors import (
 from headless_passkey.mends import setup_error
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proxy import proxy_for
-from headless_passkey.text.json_text import decode_json
 from name_lookups.resolver import NoAnswer
+from program_parts.json_text import decode_json
 
 if TYPE_CHECKING:
     from companion_push.push.http2 import Answer, Http2Connection

@@ -1,6 +1,6 @@
 """Connections for what speaks a protocol of its own on them: to a host, and through a proxy by CONNECT (RFC 9110 §9.3.6).
 
-The proxy is the environment's (`headless_passkey.net.proxy`); it learns host and port, and carries TLS with the server.
+The proxy is the environment's (`program_parts.proxy`); it learns host and port, and carries TLS with the server.
 """
 
 import asyncio
@@ -11,8 +11,9 @@ from typing import Final
 
 import aiohappyeyeballs
 
-from headless_passkey.net.proxy import Proxy, ProxyFailed
+from headless_passkey.net.proxy import ProxyFailed
 from name_lookups.resolver import OURS
+from program_parts.proxy import Proxy
 
 NEXT_ADDRESS_SECONDS: Final = 0.25  # until the host's next address is tried too (RFC 8305 §5)
 MAX_HEAD: Final = 16_384  # bytes of the proxy's answer

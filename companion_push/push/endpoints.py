@@ -15,8 +15,8 @@ from aiohttp import AddrInfoType
 from yarl import URL
 
 from headless_passkey.errors import UsageError
-from headless_passkey.text.domains import is_domain
 from http_serving.addresses import Network
+from program_parts.domains import is_domain
 
 WELL_KNOWN: Final = (
     "fcm.googleapis.com",

@@ -30,7 +30,7 @@ from headless_passkey.errors import (
 from headless_passkey.mends import setup_error
 from headless_passkey.net.connector import Connector
 from headless_passkey.net.proxy import read_bounded, sending, tracing
-from headless_passkey.text.json_text import decode_json
+from program_parts.json_text import decode_json
 
 URL: Final = "https://fcm.googleapis.com"
 REQUESTS: Final = "headless-passkey"  # collapse keys

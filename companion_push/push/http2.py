@@ -20,7 +20,7 @@ import h2.exceptions
 import h2.settings
 
 from companion_push.push.connect import connect_through, connect_to
-from headless_passkey.net.proxy import Proxy
+from program_parts.proxy import Proxy
 
 MAX_FRAME: Final = 16_384  # bytes: what SETTINGS_MAX_FRAME_SIZE is unless we say otherwise
 MAX_UNREAD: Final = 1 << 20  # bytes that wait for a server which does not read

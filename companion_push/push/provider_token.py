@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from headless_passkey.errors import SetupError, SetupReason, UsageError
 from headless_passkey.process.private_file import read_private
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 
 STEP: Final = 1800  # seconds: a token's date is a multiple of it
 BEHIND: Final = 60  # seconds after its date until a token is used: Apple's clock may be behind ours

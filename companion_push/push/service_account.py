@@ -32,8 +32,8 @@ from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proxy import read_bounded, sending
 from headless_passkey.process.private_file import read_private
 from headless_passkey.process.tasks import end_quietly
-from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import answer_members, file_members
+from program_parts.json_text import decode_json
 
 SCOPE: Final = "https://www.googleapis.com/auth/firebase.messaging"
 GRANT: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"  # RFC 7523 §2.1

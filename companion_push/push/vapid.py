@@ -23,7 +23,7 @@ from joserfc.jwk import ECKey
 from companion_push.push.message_encryption import point
 from headless_passkey.errors import SetupError, SetupReason, UsageError
 from headless_passkey.process.private_file import create_private, read_private
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 
 LIFETIME: Final = 12 * 3600  # seconds that a token is good for; RFC 8292 §2 allows 24 h, and clocks differ
 REFRESH: Final = 3600  # seconds before its end from which on a token is used no more

@@ -34,9 +34,9 @@ from headless_passkey.errors import LocalProtocolError, TransportError, Transpor
 from headless_passkey.net.connector import Connector
 from headless_passkey.net.proxy import read_bounded
 from headless_passkey.net.unreachable import what_went_wrong
-from headless_passkey.text.base64url import base64url
-from headless_passkey.text.json_text import decode_json
 from name_lookups.resolver import OURS, Lookups, Resolver
+from program_parts.base64url import base64url
+from program_parts.json_text import decode_json
 
 SIZE: Final = 192  # bytes of what is encrypted, padding included; the longest content has about a hundred
 SECONDS: Final = 10.0  # until a push without an answer has failed

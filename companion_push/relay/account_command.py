@@ -21,9 +21,9 @@ from headless_passkey.command.command_line import (
 )
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, UsageError
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.text.names import printable
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.text_form import check_relay_url
+from program_parts.names import printable
 
 if TYPE_CHECKING:
     from companion_push.relay.account_states import StateStore

@@ -18,7 +18,7 @@ from companion_push.relay.limits import Rate
 from companion_push.relay.problems import Problem
 from companion_push.relay.transaction import Transaction
 from companion_push.serving.webhook import Attempt
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 
 KEPT: Final = 3 * 86_400  # seconds after which an event is given up
 PAUSES: Final = (

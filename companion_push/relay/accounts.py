@@ -20,12 +20,12 @@ from companion_push.relay.proofs import SKEW
 from companion_push.relay.transaction import Transaction, ask
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.request import InvitationState
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import CODE_SIZE
 from headless_passkey.trust.fields import new_account
 from headless_passkey.trust.ring import Ring, Role, document_hash
 from headless_passkey.trust.word import Word
 from http_serving.rate_limit import Policy, Unit
+from program_parts.base64url import base64url
 
 INVITATION_LIFE: Final = 600  # seconds, at most
 MAX_INVITATIONS: Final = 16  # open ones of an account

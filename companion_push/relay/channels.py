@@ -36,7 +36,8 @@ from companion_push.relay.mailbox import HELD, INBOX, LIVE, Key, Notice, Request
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.transaction import Transaction, ask
 from headless_passkey.request import RequestState
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
+from program_parts.base64url import base64url
 
 MAX_CHANNELS: Final = 4  # of a companion
 MAX_AGAIN: Final = 2  # further notifications of one request, after claims that were given back

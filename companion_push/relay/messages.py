@@ -20,12 +20,12 @@ from companion_push.relay.problems import invalid
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.request import DeviceEvent, InvitationState
 from headless_passkey.text.base64url import from_base64url
-from headless_passkey.text.json_text import without_mark
 from headless_passkey.trust.account_code import CODE_SIZE
 from headless_passkey.trust.fields import ACCOUNT_SIZE, REQUEST_ID_SIZE
 from headless_passkey.trust.ring import MAX_COMPANIONS, MAX_DOCUMENT, Role
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
 from headless_passkey.trust.word import MAX_WORD
+from program_parts.json_text import without_mark
 
 MAX_BODY: Final = 98_304  # bytes: a ring, or sixteen envelopes, in base64url
 MAX_LINKS: Final = 32  # rings that are handed in again in one call

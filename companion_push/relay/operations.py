@@ -45,9 +45,10 @@ from companion_push.relay.problems import Problem, Slug, invalid, not_found
 from companion_push.relay.transaction import Transaction
 from companion_push.serving.webhook import Attempt
 from headless_passkey.request import MUTED, NOT_ME, InvitationState, RequestState
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.ring import Ring, Role, document_hash
 from headless_passkey.trust.word import Claim
+from program_parts.base64url import base64url
 
 MAX_RINGS: Final = 32  # ring documents in one answer
 # ring versions of one signer, without those that only take members out

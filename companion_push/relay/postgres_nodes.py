@@ -21,7 +21,7 @@ from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import MAX_IDS, STEP, Proof
 from companion_push.relay.transaction import Transaction
 from headless_passkey.process.tasks import end, to_its_end
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 
 if TYPE_CHECKING:
     from companion_push.relay.postgres import PostgresStore

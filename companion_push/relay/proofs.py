@@ -21,7 +21,8 @@ from joserfc.jwk import ECKey
 
 from companion_push.relay.problems import Problem, Slug
 from headless_passkey.errors import RemoteProtocolError
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
+from program_parts.base64url import base64url
 
 HEADER: Final = "DPoP"
 NONCE_HEADER: Final = "DPoP-Nonce"

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from companion_push.serving.allocator import give_back_memory
 from companion_push.serving.webhook import Webhook
-from headless_passkey.command.command_line import host_port, missing
+from headless_passkey.command.command_line import missing
 from headless_passkey.errors import UsageError
 from headless_passkey.process.private_file import read_private
-from headless_passkey.text.secret_words import without_keys
 from http_serving.addresses import Network, network
 from http_serving.connections import (
     CONNECTIONS,
@@ -21,6 +20,8 @@ from http_serving.connections import (
     MAX_SECONDS,
     ConnectionLimits,
 )
+from program_parts.command_line import host_port
+from program_parts.secret_words import without_keys
 
 if TYPE_CHECKING:
     from companion_push.serving.metrics import ProgramMetrics

@@ -13,7 +13,7 @@ from typing import Final
 
 from companion_push.serving.webhook import Webhook
 from companion_push.serving.webhook_client import WebhookClient
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 
 HOOK_SECONDS: Final = 5.0  # for the answer
 PHONE_CONTACTED: Final = "phone.contacted"

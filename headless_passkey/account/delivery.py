@@ -26,13 +26,13 @@ from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.mends import mend
 from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.request import DeviceEvent
-from headless_passkey.text.names import quoted
 from headless_passkey.trust.device_checks import check_claim
 from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, new_request_id, seal
 from headless_passkey.trust.freshness import DAY, UNCONFIRMED_AFTER, ForgottenRings, unconfirmed, withheld
 from headless_passkey.trust.hpke import can_seal_to
 from headless_passkey.trust.ring import Member
 from headless_passkey.trust.word import Claim, Word
+from program_parts.names import quoted
 
 _LATE: Final = 1.0  # seconds for which a submission that was cut off may arrive after its end was reported
 _LATE_PAUSE: Final = 0.1

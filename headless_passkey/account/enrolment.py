@@ -54,9 +54,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.mends import mend, setup_error
 from headless_passkey.net.proven_http import PATIENCE, ProvenHttp, open_session
-from headless_passkey.text.base64url import base64url, from_base64url
-from headless_passkey.text.domains import is_domain
-from headless_passkey.text.json_text import decode_json
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.members import Members, file_members
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.admission import MAX_RECORD, Newcomer
@@ -66,6 +64,9 @@ from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT, MAX_SKEW, Member, Role
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from headless_passkey.trust.text_form import MAX_RELAY_URL, check_relay_url
+from program_parts.base64url import base64url
+from program_parts.domains import is_domain
+from program_parts.json_text import decode_json
 
 FILE_NAME: Final = "enrolment.json"
 _FORMAT: Final = 2

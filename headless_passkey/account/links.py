@@ -50,11 +50,11 @@ from headless_passkey.hybrid.linking import LINK_ID_SIZE, LINK_SECRET_SIZE, Link
 from headless_passkey.hybrid.tunnel_url import MAX_CONTACT_ID_SIZE
 from headless_passkey.mends import setup_error
 from headless_passkey.net.proven_http import ProvenHttp
-from headless_passkey.text.base64url import base64url
-from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members, file_members
-from headless_passkey.text.names import MAX_LABEL, is_plain, plain
 from headless_passkey.trust.freshness import DAY
+from program_parts.base64url import base64url
+from program_parts.json_text import decode_json
+from program_parts.names import MAX_LABEL, is_plain, plain
 
 FILE_NAME: Final = "links.json"
 MAX_LINKS: Final = 16

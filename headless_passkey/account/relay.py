@@ -30,7 +30,7 @@ from headless_passkey.mends import clock_skew, mend, transport_error
 from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.refusals import Refusal, refused
 from headless_passkey.request import MUTED, NOT_ME, DeviceEvent, InvitationState, RequestState
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.members import Members
 from headless_passkey.trust.admission import Newcomer
 from headless_passkey.trust.chain import RingChain
@@ -40,6 +40,7 @@ from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT, Ring
 from headless_passkey.trust.signing import SigningKey
 from headless_passkey.trust.word import MAX_WORD
+from program_parts.base64url import base64url
 
 WATCH_PATIENCE: Final = 60.0  # seconds the relay may be unreachable during a request
 RESUBMISSIONS: Final = 3  # of a request that the relay loses again and again

@@ -33,8 +33,6 @@ from headless_passkey.radio.choose import open_radio
 from headless_passkey.rp.users import PinnedUsers, parse_handle
 from headless_passkey.rp_ceremony import Asked, RelyingPartyCeremonies
 from headless_passkey.stages import Stage, StageEvent
-from headless_passkey.text.base64url import base64url
-from headless_passkey.text.names import printable, quoted
 from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.webauthn.options import (
     MAX_JSON_SIZE,
@@ -44,6 +42,8 @@ from headless_passkey.webauthn.options import (
     foreign_rp_id,
 )
 from headless_passkey.webauthn.origins import RelatedOrigins
+from program_parts.base64url import base64url
+from program_parts.names import printable, quoted
 
 _TALK: Final[Mapping[Stage, str]] = {
     Stage.PREPARED: "listening for the phone",

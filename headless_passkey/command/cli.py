@@ -19,7 +19,6 @@ from headless_passkey.command.command_line import (
     SettingsParser,
     add_completion,
     add_settings,
-    add_version,
     example,
     expand_home,
     expect_account_option,
@@ -43,8 +42,9 @@ from headless_passkey.mends import transport_error
 from headless_passkey.net.base_url import WEB, BaseUrl
 from headless_passkey.process.streams import talk
 from headless_passkey.request import CEREMONY_TIMEOUT
-from headless_passkey.text.names import quoted
 from headless_passkey.webauthn.origins import check_origin
+from program_parts.command_line import add_version
+from program_parts.names import quoted
 
 if TYPE_CHECKING:
     from headless_passkey.hybrid.fido_url import FidoUrl

@@ -14,12 +14,10 @@ import logging
 import os
 import re
 import sys
-import textwrap
 import time
 import traceback
 from codecs import BOM_UTF8
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
@@ -35,35 +33,30 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.mends import mend, setup_error, transport_error
-from headless_passkey.process import early_signals
-from headless_passkey.process.log_thread import written_by_a_thread
-from headless_passkey.process.memory import forbid_core_dumps
 from headless_passkey.process.private_file import cannot_write
 from headless_passkey.process.signals import on_termination
 from headless_passkey.process.streams import STDIN, read_some, talk
-from headless_passkey.text.json_text import without_mark
-from headless_passkey.text.names import name_of, printable
-from headless_passkey.text.secret_words import looks_secret, without_keys, without_secrets
+from program_parts import early_signals
+from program_parts.command_line import (
+    LOG_LINE,
+    SHELLS,
+    HelpFormatter,
+    JsonRecords,
+    PlainLines,
+    failure_line,
+    forget_stdout,
+)
+from program_parts.json_text import without_mark
+from program_parts.log_thread import written_by_a_thread
+from program_parts.memory import forbid_core_dumps
+from program_parts.names import name_of
+from program_parts.secret_words import looks_secret, without_keys
 
-DISTRIBUTION: Final = "headless-passkey"
-SHELLS: Final = ("bash", "zsh", "fish")
 MAX_SECRET_LINE: Final = 16384  # bytes, by default
 _VALUE: Final = re.compile(r"-(?!-)|--[\w-]*[A-Z0-9_]", re.ASCII)  # and no option
 _OURS: Final = ("headless_passkey", "companion_push")
-MAX_MESSAGE: Final = 2000  # characters of a failure, or of a line of log
-_LOG_LINE: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 logger = logging.getLogger(__name__)
-
-
-class HelpFormatter(argparse.HelpFormatter):
-    """Wraps each line of a description or epilog on its own; indented lines, such as examples, are not wrapped."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        lines = []
-        for line in text.splitlines():
-            lines += textwrap.wrap(line, width) if line.strip() and not line.startswith(" ") else [line]
-        return "\n".join(indent + line for line in lines)
 
 
 class _Setting(NamedTuple):
@@ -237,26 +230,6 @@ def example(*lines: str) -> str:
     return "\n  ".join(("Example:", *lines))
 
 
-def add_version(parser: argparse.ArgumentParser) -> None:
-    """Add --version: the distribution's, behind the program's name."""
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
-
-
-class _Version(argparse.Action):
-    """Looks the version up at its use, and not at every start."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib import metadata  # noqa: PLC0415
-
-        try:
-            version = metadata.version(DISTRIBUTION)
-        except metadata.PackageNotFoundError:
-            version = "of a version that is not installed"
-        with contextlib.suppress(OSError):  # a closed pipe, as with --help
-            print(f"{parser.prog} {version}", flush=True)  # noqa: T201
-        parser.exit()
-
-
 def add_completion(commands: Any, *, package: str, program: str) -> argparse.ArgumentParser:
     """Add ``completion SHELL``: it prints the script with which a shell completes the words of `program`.
 
@@ -311,7 +284,7 @@ def run(
     logging.basicConfig(level=args.log_level.upper(), force=True)
     as_records = getattr(args, "log_format", "text") == "json"  # of the servers, then for failures too
     args.json = args.json or as_records
-    formatter = _JsonRecords() if as_records else _JsonLines() if args.json else _PlainLines(_LOG_LINE)
+    formatter = JsonRecords() if as_records else _JsonLines() if args.json else PlainLines(LOG_LINE)
     logging.getLogger().handlers[0].setFormatter(formatter)
     if args.log_level in ("warning", "error"):
         # bumble logs failures with tracebacks; ours is one line
@@ -342,7 +315,7 @@ def _run(
         good = "waits" in args and args.waits(args)
         return ExitStatus.DONE if good else _interrupted(as_json=args.json)
     except BrokenPipeError:
-        _forget_stdout()  # the reader of stdout is gone
+        forget_stdout()  # the reader of stdout is gone
         return ExitStatus.TRANSPORT
     except Exception as error:  # noqa: BLE001  the edge of the program
         if isinstance(error, ModuleNotFoundError) and (what := missing(error, extra)):
@@ -385,20 +358,9 @@ def fail(
     as_json: bool,
 ) -> ExitStatus:
     """Say on stderr, in one line, what went wrong; returns `status`. advice: what to do about it."""
-    # it may hold text of others
-    message, advice = _in_one_line(without_secrets(message)), advice and _in_one_line(advice)
-    if as_json:
-        line = json.dumps(
-            {"error": kind, "reason": reason, "status": int(status), "message": message, "advice": advice}
-        )
-    else:
-        line = ": ".join(filter(None, (_program(), message, advice))) + (f" [{reason}]" if reason else "")
+    line = failure_line(_program(), status, kind, message, reason=reason, advice=advice, as_json=as_json)
     talk(line)
     return status
-
-
-def _in_one_line(text: str) -> str:
-    return printable(" ".join(text.split()), MAX_MESSAGE)
 
 
 def _program() -> str:
@@ -430,7 +392,7 @@ def out(line: str) -> None:
     except BrokenPipeError:
         raise  # `run` knows what it means
     except OSError as error:
-        _forget_stdout()
+        forget_stdout()
         raise cannot_write("stdout", error) from error
 
 
@@ -442,21 +404,8 @@ def out_bytes(data: bytes) -> None:
     except BrokenPipeError:
         raise  # `run` knows what it means
     except OSError as error:
-        _forget_stdout()
+        forget_stdout()
         raise cannot_write("stdout", error) from error
-
-
-def _forget_stdout() -> None:
-    """Redirect stdout to /dev/null: its buffer must not fail again when the interpreter ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def host_port(text: str) -> tuple[str, int]:
-    """An argparse type: HOST:PORT, with [..] around an IPv6 address."""
-    host, separator, port = text.rpartition(":")
-    if not separator or not host or not (port.isascii() and port.isdigit()) or int(port) > 0xFFFF:
-        raise argparse.ArgumentTypeError("expected HOST:PORT")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def expect_account_option(parser: Options) -> None:
@@ -481,7 +430,7 @@ def label_or_name(text: str) -> str:
     """An argparse type: a name (`name_of`)."""
     try:
         return name_of(text)
-    except UsageError as error:
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
@@ -562,46 +511,12 @@ def _replace_closed_streams() -> None:
             setattr(sys, name, open(os.open(os.devnull, flags), mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
-class _PlainLines(logging.Formatter):
-    """A log line in which what others wrote (hosts, peers, Bluetooth devices) moves no terminal and begins no other line."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
-        record.message = printable(record.message, MAX_MESSAGE)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
-        return "\n".join(printable(line, MAX_MESSAGE) for line in super().formatException(ei).split("\n"))
-
-
 class _JsonLines(logging.Formatter):
     """Formats a log line as JSON, so that with --json all of stderr is JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         said = {"log": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
         return json.dumps(said)
-
-
-class _JsonRecords(logging.Formatter):
-    """Formats a log record as one JSON object on one line, for programs that collect logs: ``--log-format json``.
-
-    time: RFC 3339, UTC. fields: what the caller gave as ``extra={"fields": {…}}``, numbers and words of our own.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        said: dict[str, object] = {
-            "time": time.replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": printable(without_secrets(record.getMessage()), MAX_MESSAGE),
-        }
-        fields = getattr(record, "fields", None)
-        if isinstance(fields, Mapping):
-            said["fields"] = dict(fields)
-        if record.exc_info:
-            lines = without_secrets(self.formatException(record.exc_info)).split("\n")
-            said["exception"] = "\n".join(printable(line, MAX_MESSAGE) for line in lines)
-        return json.dumps(said, default=str)
 
 
 def teller(args: argparse.Namespace) -> Callable[[str], None]:

@@ -15,7 +15,7 @@ from headless_passkey.doctor.versions import find_versions
 from headless_passkey.errors import ExitStatus, HeadlessPasskeyError
 from headless_passkey.net.tls import tls_context
 from headless_passkey.process.streams import talk
-from headless_passkey.text.names import printable
+from program_parts.names import printable
 
 _MAX_LINE: Final = 4000  # characters of a line that is not wrapped
 

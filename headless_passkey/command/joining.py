@@ -3,9 +3,9 @@
 import contextlib
 
 from headless_passkey.process.terminal import Terminal
-from headless_passkey.text.names import quoted
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.invitation import Invitation
+from program_parts.names import quoted
 
 
 def whereto(means: Invitation | AccountCode) -> str:

@@ -9,7 +9,7 @@ from headless_passkey.account.links import LinkStore
 from headless_passkey.command.command_line import expand_home, out
 from headless_passkey.errors import HeadlessPasskeyError, UsageError
 from headless_passkey.process.streams import talk
-from headless_passkey.text.names import quoted
+from program_parts.names import quoted
 
 
 async def show(args: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from headless_passkey.net.unreachable import by
 from headless_passkey.process.streams import talk
 from headless_passkey.rp.session import MAX_BODY, Answer, Session, no_session
 from headless_passkey.rp.session_store import SessionStore
-from headless_passkey.text.names import printable
+from program_parts.names import printable
 
 _MAX_SHOWN: Final = 200  # characters of a redirect's target
 

@@ -7,7 +7,7 @@ from headless_passkey.command.command_line import expand_home, out
 from headless_passkey.errors import HeadlessPasskeyError, UsageError
 from headless_passkey.process.streams import talk
 from headless_passkey.rp.users import PinnedUsers, all_users, parse_handle
-from headless_passkey.text.names import printable
+from program_parts.names import printable
 
 
 async def show(args: argparse.Namespace) -> None:

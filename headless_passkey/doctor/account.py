@@ -40,9 +40,9 @@ from headless_passkey.process.private_file import nearest, refuse_others, why_no
 from headless_passkey.rp.key_store import KeyStore, is_key_file
 from headless_passkey.rp.session_store import is_session_file
 from headless_passkey.rp.users import all_users, is_users_file
-from headless_passkey.text.names import quoted
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.freshness import ForgottenRings, unconfirmed
+from program_parts.names import quoted
 
 TOLERANCE: Final = 60  # seconds by which our clock may differ from the relay's (docs/protocol/relay.md)
 NOTEWORTHY: Final = 20  # seconds of difference that give a warning

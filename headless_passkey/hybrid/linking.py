@@ -25,7 +25,7 @@ from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.keys import ecdh, parse_uncompressed, uncompressed
 from headless_passkey.hybrid.tunnel_url import MAX_CONTACT_ID_SIZE
-from headless_passkey.text.names import plain
+from program_parts.names import plain
 
 LINK_ID_SIZE: Final = 8
 LINK_SECRET_SIZE: Final = 32

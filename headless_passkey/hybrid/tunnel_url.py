@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
-from headless_passkey.text.base64url import base64url, from_base64url
+from program_parts.base64url import base64url, from_base64url
 
 SUBPROTOCOL: Final = "fido.cable"
 ROUTING_ID_HEADER: Final = "X-caBLE-Routing-ID"
@@ -159,12 +159,7 @@ def check_connect_signal(message: bytes) -> None:
 
 def _base64url(text: str, max_size: int) -> bytes | None:
     """Decode base64url without padding; None for any form that encoding would not give."""
-    if len(text) > -(-max_size * 4 // 3):
-        return None
-    try:
-        return from_base64url(text)
-    except RemoteProtocolError:
-        return None
+    return None if len(text) > -(-max_size * 4 // 3) else from_base64url(text)
 
 
 def _hex(text: str, size: int) -> bytes | None:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from headless_passkey.errors import UsageError
-from headless_passkey.text.domains import is_domain, is_this_machine
+from program_parts.domains import is_domain, is_this_machine
 
 MAX_SIZE: Final = 1024  # characters
 WEB: Final = ("https", "http")

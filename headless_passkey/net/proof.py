@@ -10,8 +10,8 @@ import secrets
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.signing import SigningKey
+from program_parts.base64url import base64url
 
 PROOF_HEADER: Final = "DPoP"
 NONCE_HEADER: Final = "DPoP-Nonce"

@@ -46,10 +46,10 @@ from headless_passkey.mends import clock_skew, mend, setup_error
 from headless_passkey.net.connector import Connector
 from headless_passkey.net.proof import NONCE_HEADER, PROOF_HEADER, make_proof
 from headless_passkey.net.proxy import ProxyFailed, read_bounded, sending, tracing
-from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members, answer_members
-from headless_passkey.text.names import printable
 from headless_passkey.trust.signing import SigningKey, thumbprint
+from program_parts.json_text import decode_json
+from program_parts.names import printable
 
 MAX_ANSWER: Final = 2 << 20  # bytes
 MAX_WAIT: Final = 25  # seconds a server may hold a request

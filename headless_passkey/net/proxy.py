@@ -1,32 +1,22 @@
-"""Proxies for connections to servers: HTTPS_PROXY names one, and NO_PROXY the hosts without (docs/how-to/proxy.md).
+"""Requests to servers through the environment's proxy, if any (docs/how-to/proxy.md).
 
 The proxy opens a connection to a host and a port (CONNECT, RFC 9110 §9.3.6). It learns these two, and carries the TLS
-connection with the server. Each request gets its proxy explicitly, since aiohttp's ``trust_env`` would also send
-credentials of a .netrc file. Connections to loopback never use a proxy.
+connection with the server. Each request gets its proxy explicitly (`program_parts.proxy`).
 """
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any, Final, NamedTuple
-from urllib.request import (  # type: ignore[attr-defined]  # typeshed lacks the second
-    getproxies_environment,
-    proxy_bypass_environment,
-)
+from typing import Any
 
 import aiohttp
-from aiohttp import hdrs
 from yarl import URL
 
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.mends import mend
 from headless_passkey.net.unreachable import check_name, unreachable, what_went_wrong
-from headless_passkey.text.domains import is_this_machine
-
-_TLS: Final = ("https", "wss")
-_SCHEMES: Final = ("http", "https")  # of proxies
-_HOST: Final = re.compile(r"[A-Za-z0-9._:%-]+", re.ASCII)
+from program_parts.proxy import NoProxy, Proxy
+from program_parts.proxy import proxy_for as proxy_of_environment
 
 
 class ProxyFailed(TransportError):  # noqa: N818  a state of affairs
@@ -45,64 +35,12 @@ class ProxyFailed(TransportError):  # noqa: N818  a state of affairs
         return self.proxy is not None and (self.status is None or self.status >= 500)
 
 
-class Proxy(NamedTuple):
-    """A proxy, from the environment."""
-
-    url: URL  # without credentials
-    authorization: str | None  # of the header Proxy-Authorization
-
-    def __repr__(self) -> str:
-        """Leave out the authorization."""
-        return f"Proxy(url={self.url!r})"
-
-    @property
-    def place(self) -> tuple[str | None, int | None]:
-        """Host and port, in the form of aiohttp's errors."""
-        return self.url.raw_host, self.url.port
-
-    @property
-    def name(self) -> str:
-        """Host and port, for people."""
-        host, port = self.place
-        return f"[{host}]:{port}" if ":" in (host or "") else f"{host}:{port}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Proxy":
-        """Parse a proxy's URL as curl does: ``http://`` is optional. `ProxyFailed` for anything else."""
-        try:
-            url = URL(text if "://" in text else f"http://{text}")
-            if (
-                url.scheme not in _SCHEMES
-                or not _HOST.fullmatch(url.raw_host or "")
-                or url.raw_path not in ("", "/")
-                or url.raw_query_string
-            ):
-                raise ValueError  # noqa: TRY301  as yarl does
-            (url.raw_host or "").encode("idna")  # as it is looked up; `UnicodeError` is a `ValueError`
-            authorization = None
-            if url.raw_user is not None or url.raw_password is not None:
-                authorization = aiohttp.encode_basic_auth(url.user or "", url.password or "", "utf-8")
-        except ValueError:  # its message may hold the password
-            what = "HTTPS_PROXY does not hold the address of a proxy"
-            raise ProxyFailed(what, proxy=None, status=None) from None
-        return cls(url=url.origin(), authorization=authorization)
-
-
 def proxy_for(url: URL | str) -> Proxy | None:
-    """Find the proxy for a connection to `url` in the environment; None for a direct connection."""
-    url = URL(url)
-    if url.scheme not in _TLS or not url.raw_host or is_this_machine(url.raw_host):
-        return None
-    settings = getproxies_environment()
-    text = settings.get("https")
-    if text is None:
-        return None
-    host = url.raw_host.removesuffix(".")
-    named = f"[{host}]" if ":" in host else host
-    # with the port as well, so that NO_PROXY may name one; an IPv6 address with and without its brackets
-    if any(proxy_bypass_environment(form, settings) for form in (host, named, f"{named}:{url.port}")):
-        return None
-    return Proxy.parse(text.strip())
+    """Find the proxy for a connection to `url`; None for a direct connection. `ProxyFailed` when HTTPS_PROXY names no proxy."""
+    try:
+        return proxy_of_environment(url)
+    except NoProxy as error:
+        raise ProxyFailed(str(error), proxy=None, status=None) from error
 
 
 class Way:
@@ -120,9 +58,7 @@ class Way:
         """The arguments for aiohttp's request functions."""
         if self._proxy is None:
             return {}
-        authorization = self._proxy.authorization
-        headers = {} if authorization is None else {hdrs.PROXY_AUTHORIZATION: authorization}
-        return {"proxy": self._proxy.url, "proxy_headers": headers}
+        return {"proxy": self._proxy.url, "proxy_headers": self._proxy.headers}
 
     @property
     def through(self) -> str:

@@ -6,8 +6,8 @@ import os
 import sys
 from typing import Final
 
-from headless_passkey.process.log_thread import after_lines, to_stderr
-from headless_passkey.text.names import shown_line
+from program_parts.log_thread import after_lines, to_stderr
+from program_parts.names import shown_line
 
 STDIN: Final = 0
 

@@ -21,7 +21,7 @@ from headless_passkey.errors import TransportError, UsageError
 from headless_passkey.process.signals import interrupted_by_keyboard, terminal_lent
 from headless_passkey.process.streams import written
 from headless_passkey.process.tasks import end
-from headless_passkey.text.names import shown_line
+from program_parts.names import shown_line
 
 _MAX_ANSWER: Final = 256  # bytes
 _LOCAL_MODES: Final = 3  # index in what tcgetattr returns

@@ -27,11 +27,12 @@ from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.rp.finding import find_relying_party, refusal
 from headless_passkey.rp.key_store import KeyStore, OriginKeys
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.members import Members
-from headless_passkey.text.names import plain
 from headless_passkey.webauthn.options import Credential
 from headless_passkey.webauthn.origins import check_origin
+from program_parts.base64url import base64url
+from program_parts.names import plain
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)  # token68, RFC 9110 §11.2
 _PATIENCE: Final = 10.0  # seconds in which transient failures are retried

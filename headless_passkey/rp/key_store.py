@@ -31,10 +31,10 @@ from headless_passkey.account.device_files import (
 from headless_passkey.errors import HeadlessPasskeyError, SetupError, SetupReason
 from headless_passkey.mends import setup_error
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.text.base64url import base64url
-from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import file_members
 from headless_passkey.trust.signing import SigningKey, SoftwareSigningKey
+from program_parts.base64url import base64url
+from program_parts.json_text import decode_json
 
 PREFIX: Final = "key-"
 _MAX_FILE: Final = 4096  # bytes

@@ -48,9 +48,9 @@ from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, send_pro
 from headless_passkey.rp.conduit import OpenedSession, service_origin
 from headless_passkey.rp.key_store import KeyStore, OriginKeys
 from headless_passkey.rp.session_store import KeptSession, SessionStore
-from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import answer_members
 from headless_passkey.trust.signing import SigningKey, thumbprint
+from program_parts.json_text import decode_json
 
 AHEAD: Final = (
     60.0  # seconds before its end that a token is refreshed, or a tenth of its life where that is less

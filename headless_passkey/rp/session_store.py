@@ -33,8 +33,8 @@ from headless_passkey.errors import HeadlessPasskeyError, SetupError, SetupReaso
 from headless_passkey.mends import setup_error
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.rp.conduit import OpenedSession, service_origin
-from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import file_members
+from program_parts.json_text import decode_json
 
 PREFIX: Final = "session-"
 LOCK_SECONDS: Final = 60.0  # that others may hold the lock: longer than the slowest refresh

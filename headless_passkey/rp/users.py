@@ -43,11 +43,12 @@ from headless_passkey.errors import (
 )
 from headless_passkey.mends import mend, setup_error
 from headless_passkey.rp.conduit import OpenedSession
-from headless_passkey.text.base64url import base64url, from_base64url
-from headless_passkey.text.domains import is_domain
-from headless_passkey.text.json_text import decode_json
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.members import file_members
 from headless_passkey.webauthn.options import Credential
+from program_parts.base64url import base64url
+from program_parts.domains import is_domain
+from program_parts.json_text import decode_json
 
 PREFIX: Final = "users-"
 MAX_USERS: Final = 16  # for each RP ID

@@ -1,1 +1,1 @@
-"""Text of others, read strictly and shown safely: names, domains, base64url, JSON. Pure."""
+"""Text of others, where what is wrong is an error of ours: names, base64url, members of JSON objects. Pure; the rest is in `program_parts`."""

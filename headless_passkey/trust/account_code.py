@@ -11,9 +11,9 @@ from typing import Final
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
-from headless_passkey.text.names import MAX_LABEL, why_not_plain
 from headless_passkey.trust.fields import ACCOUNT_SIZE, PROJECT, Fields, is_account
 from headless_passkey.trust.text_form import MAX_RELAY_URL, MAX_TEXT, check_relay_url, from_line, to_line
+from program_parts.names import MAX_LABEL, why_not_plain
 
 PREFIX: Final = "hpk-account:"
 CODE_SIZE: Final = 32  # bytes

@@ -26,7 +26,6 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid import cbor
 from headless_passkey.mends import mend
-from headless_passkey.text.names import MAX_LABEL, quoted
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.hpke import can_seal_to
 from headless_passkey.trust.introduction import (
@@ -50,6 +49,7 @@ from headless_passkey.trust.ring import (
 )
 from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, thumbprint, verify
 from headless_passkey.trust.text_form import MAX_TEXT
+from program_parts.names import MAX_LABEL, quoted
 
 _NEWCOMER_LABEL: Final = f"{PROJECT} newcomer record v2"
 _RECORD_LABEL: Final = f"{PROJECT} invitation record v2"

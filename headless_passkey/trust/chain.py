@@ -12,8 +12,8 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.text.names import quoted
 from headless_passkey.trust.ring import Member, Ring, document_hash
+from program_parts.names import quoted
 
 MAX_KEPT: Final = 64  # rings; a request lives five minutes, so no check needs an older ring
 

@@ -10,12 +10,12 @@ from typing import Final
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl
 from headless_passkey.mends import clock_skew, mend
-from headless_passkey.text.names import quoted
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import Announcement, open_envelope
 from headless_passkey.trust.freshness import withheld
 from headless_passkey.trust.hpke import HpkePrivateKey
 from headless_passkey.trust.ring import MAX_SKEW, Member, Role
+from program_parts.names import quoted
 
 TELLING_TIME: Final = 600  # seconds after which a device that asks knows of a ring
 MAX_URL_AGE: Final = 300  # seconds

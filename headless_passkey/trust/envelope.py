@@ -27,12 +27,12 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.fido_url import RequestKind
-from headless_passkey.text.domains import is_domain
-from headless_passkey.text.names import MAX_LABEL, plain
 from headless_passkey.trust.fields import PROJECT, REQUEST_ID_SIZE, Fields
 from headless_passkey.trust.hpke import HpkePrivateKey, seal_to
 from headless_passkey.trust.ring import HpkeKey, Member, Ring
 from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, sign_document, thumbprint, verify
+from program_parts.domains import is_domain
+from program_parts.names import MAX_LABEL, plain
 
 ENVELOPE_LABEL: Final = f"{PROJECT} envelope v2"
 MAX_LIFETIME: Final = 300  # seconds; a limit of the format

@@ -10,9 +10,10 @@ from typing import Any, Final, TypeVar
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
-from headless_passkey.text.base64url import base64url, from_base64url, new_id
-from headless_passkey.text.names import why_not_plain
+from headless_passkey.text.base64url import from_base64url, new_id
 from headless_passkey.trust.signing import NAME_SIZE
+from program_parts.base64url import base64url
+from program_parts.names import why_not_plain
 
 PROJECT: Final = "headless-passkey"
 MAX_TIME: Final = 1 << 48  # seconds; later than any clock, and exact in every language's integers

@@ -10,10 +10,10 @@ from typing import Final
 
 from headless_passkey.errors import HeadlessPasskeyError, TrustError, TrustReason
 from headless_passkey.mends import mend
-from headless_passkey.text.names import quoted
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.ring import MAX_SKEW, Member, Role
 from headless_passkey.trust.word import Word
+from program_parts.names import quoted
 
 DAY: Final = 86_400  # seconds
 UNCONFIRMED_AFTER: Final = 7 * DAY  # age of the youngest witness from which its silence is told

@@ -13,7 +13,6 @@ from typing import Final
 
 from headless_passkey.errors import LocalProtocolError, ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
-from headless_passkey.text.names import MAX_LABEL
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import (
@@ -34,6 +33,7 @@ from headless_passkey.trust.signing import (
     thumbprint,
 )
 from headless_passkey.trust.text_form import MAX_RELAY_URL, check_relay_url
+from program_parts.names import MAX_LABEL
 
 MAC_SIZE: Final = 32
 NONCE_SIZE: Final = 32

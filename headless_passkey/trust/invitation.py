@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from headless_passkey.errors import ProtocolReason, TrustError, TrustReason
 from headless_passkey.hybrid import cbor
-from headless_passkey.text.base64url import base64url
-from headless_passkey.text.names import MAX_LABEL
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.ring import Ring, Role, parse_role
 from headless_passkey.trust.text_form import MAX_RELAY_URL, MAX_TEXT, check_relay_url, from_line, to_line
+from program_parts.base64url import base64url
+from program_parts.names import MAX_LABEL
 
 PREFIX: Final = "hpk-invitation:"
 SECRET_SIZE: Final = 16

@@ -28,8 +28,6 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid import cbor
 from headless_passkey.mends import clock_skew, mend
-from headless_passkey.text.domains import is_domain
-from headless_passkey.text.names import MAX_LABEL, why_not_plain
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.signing import (
     POINT_SIZE,
@@ -40,6 +38,8 @@ from headless_passkey.trust.signing import (
     thumbprint,
     verify,
 )
+from program_parts.domains import is_domain
+from program_parts.names import MAX_LABEL, why_not_plain
 
 RING_LABEL: Final = f"{PROJECT} ring v2"
 MEMBER_LABEL: Final = f"{PROJECT} member v2"

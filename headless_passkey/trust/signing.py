@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 
 CURVE: Final = ec.SECP256R1()
 POINT_SIZE: Final = 65  # uncompressed: 0x04, X, Y

@@ -5,8 +5,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
-from headless_passkey.text.base64url import base64url, from_base64url
-from headless_passkey.text.domains import is_this_machine
+from headless_passkey.text.base64url import from_base64url
+from program_parts.base64url import base64url
+from program_parts.domains import is_this_machine
 
 MAX_TEXT: Final = 2048  # characters
 MAX_RELAY_URL: Final = 256  # characters

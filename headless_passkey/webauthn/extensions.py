@@ -22,7 +22,8 @@ from typing import Any, Final, Self
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid.ctap2 import GetInfoResponse
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
+from program_parts.base64url import base64url
 
 MAX_BLOB_SIZE: Final = 64 * 1024  # bytes of a large blob, uncompressed
 MAX_PRF_INPUT_SIZE: Final = 64 * 1024  # bytes before hashing

@@ -37,14 +37,15 @@ from headless_passkey.hybrid.ctap2 import (
 )
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.keys import parse_uncompressed
-from headless_passkey.text.base64url import base64url, from_base64url
-from headless_passkey.text.json_text import decode_json
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.webauthn.extensions import (
     AuthenticationExtensions,
     RegistrationExtensions,
     optional_object,
 )
 from headless_passkey.webauthn.origins import RelatedOrigins, check_origin, host_of, is_within
+from program_parts.base64url import base64url
+from program_parts.json_text import decode_json
 
 MAX_JSON_SIZE: Final = 64 * 1024
 MAX_REQUEST_SIZE: Final = (

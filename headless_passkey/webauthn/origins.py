@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError, SetupReason, UsageError
 from headless_passkey.mends import setup_error
-from headless_passkey.text.domains import is_domain, is_localhost
-from headless_passkey.text.json_text import decode_json
+from program_parts.domains import is_domain, is_localhost
+from program_parts.json_text import decode_json
 
 if TYPE_CHECKING:
     from publicsuffixlist import PublicSuffixList

@@ -20,7 +20,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
-from relying_party.core.encoding import base64url
+from program_parts.base64url import base64url
 from relying_party.core.sessions import RandomBytes, Session
 from relying_party.errors import SetupError
 

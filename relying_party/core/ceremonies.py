@@ -37,6 +37,8 @@ from fido2.webauthn import (
 from fido2.webauthn import AuthenticationResponse as LibraryAuthenticationResponse
 from fido2.webauthn import RegistrationResponse as LibraryRegistrationResponse
 
+from program_parts.base64url import base64url
+from program_parts.json_text import without_mark
 from relying_party.core.callers import Caller, ClientKind
 from relying_party.core.challenges import AuthenticationRecord, ChallengeRecord, Purpose, RegistrationRecord
 from relying_party.core.credentials import (
@@ -46,7 +48,6 @@ from relying_party.core.credentials import (
     User,
     counter_stands_still,
 )
-from relying_party.core.encoding import base64url, without_mark
 from relying_party.core.messages import AuthenticationResponse, Nothing, RegistrationResponse
 from relying_party.core.operations import STEP_UP_SECONDS, Operation
 from relying_party.errors import Check, VerificationFailed

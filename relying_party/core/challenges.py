@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
 
+from program_parts.base64url import base64url
 from relying_party.core.callers import Caller
 from relying_party.core.credentials import User
-from relying_party.core.encoding import base64url
 from relying_party.core.operations import Operation
 from relying_party.errors import CeremonyGone
 

@@ -11,8 +11,9 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from program_parts.base64url import from_base64url
+from program_parts.json_text import without_mark
 from relying_party.core.callers import ClientKind
-from relying_party.core.encoding import from_base64url, without_mark
 from relying_party.core.operations import Operation, OperationKind
 from relying_party.errors import InvalidRequest
 from relying_party.names import name_of

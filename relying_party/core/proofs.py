@@ -19,7 +19,7 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
-from relying_party.core.encoding import base64url, from_base64url
+from program_parts.base64url import base64url, from_base64url
 from relying_party.errors import ProofClock, ProofInvalid, UseDpopNonce
 
 CLOCK_TOLERANCE: Final = 60  # seconds, ahead or behind

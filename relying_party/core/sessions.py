@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from program_parts.base64url import base64url
 from relying_party.core.bounds import check_whole
 from relying_party.core.callers import Caller, ClientKind
-from relying_party.core.encoding import base64url
 
 RandomBytes = Callable[[int], bytes]
 IssueToken = Callable[["Session"], str]  # the token of a session whose expiry is set

@@ -11,9 +11,9 @@ from typing import Final
 
 from aiohttp import web
 
+from program_parts.base64url import from_base64url
 from relying_party.core.callers import ClientKind
 from relying_party.core.credentials import User
-from relying_party.core.encoding import from_base64url
 from relying_party.core.messages import parse_display_name, parse_label
 from relying_party.core.operations import Operation, OperationKind
 from relying_party.core.sessions import Session

@@ -9,9 +9,9 @@ import msgspec
 from aiohttp import web
 
 from http_serving.rate_limit import limit_headers
+from program_parts.base64url import base64url
 from relying_party.config import Config
 from relying_party.core.credentials import Credential, Registered, User
-from relying_party.core.encoding import base64url
 from relying_party.core.removals import Removal
 from relying_party.core.sessions import Session
 from relying_party.errors import (

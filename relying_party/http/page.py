@@ -15,10 +15,10 @@ from types import MappingProxyType
 from typing import Final
 from uuid import UUID
 
+from program_parts.base64url import base64url
 from relying_party.config import Config
 from relying_party.core.callers import ClientKind
 from relying_party.core.credentials import Credential, Registered, User
-from relying_party.core.encoding import base64url
 from relying_party.core.removals import Change, ChangeKind, Removal
 from relying_party.core.sessions import Session
 

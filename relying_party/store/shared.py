@@ -14,8 +14,8 @@ from typing import Any, Final, Self
 
 import msgspec
 
+from program_parts.base64url import base64url
 from relying_party.core.challenges import KINDS, MAX_RECORDS, ChallengeRecord, Purpose
-from relying_party.core.encoding import base64url
 from relying_party.core.proofs import Proof
 from relying_party.errors import CeremonyGone, UseDpopNonce
 from relying_party.store.sql import USED_PROOFS

@@ -13,10 +13,10 @@ from companion_push.companion.openers import Opening
 from companion_push.companion.relay_client import CompanionRelay
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import RequestKind
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import Announcement, new_request_id, seal
 from headless_passkey.trust.ring import Member
+from program_parts.base64url import base64url
 from tests.relay.household import Caller, Household, Reply
 from tests.trust.people import Person
 

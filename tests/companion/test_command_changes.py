@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.companion.family import enrolled
 from tests.companion.program import at_terminal, outcome
 from tests.relay.household import Household, Relay

@@ -11,7 +11,7 @@ import pytest_asyncio
 from companion_push.companion.push_address import MAX_ADDRESS, parse_address
 from companion_push.push.channel import Delivery, Kind, PushOutcome
 from headless_passkey.errors import UsageError
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.companion.family import enrolled
 from tests.companion.program import outcome
 from tests.push.recording import RecordingChannel

@@ -13,10 +13,10 @@ from companion_push.companion.consent import Answer, Policy, describe, summary
 from companion_push.companion.inbox import CheckedRequest, Notice, NoticeKind
 from companion_push.companion.wording import known_as, must_say
 from headless_passkey.errors import NotApproved, Outcome, TransportError, TrustError, TrustReason
-from headless_passkey.text.names import quoted
 from headless_passkey.trust.envelope import Announcement
 from headless_passkey.trust.ring import Member
 from headless_passkey.trust.word import Claim
+from program_parts.names import quoted
 from tests.companion.family import Companion, Frame, Hands
 from tests.relay.household import Household, Relay
 from tests.trust.people import NOW, Home, device

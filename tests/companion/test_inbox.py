@@ -40,11 +40,12 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.envelope import new_request_id, open_envelope
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Word
+from program_parts.base64url import base64url
 from tests.companion.family import Companion, Frame, Hands, awake, awake_again, enrolled
 from tests.relay.household import Household, Relay, claimer
 from tests.relay.states import recipients_of_envelopes

@@ -22,7 +22,6 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.admission import Candidate, InvitationRecord, Newcomer
 from headless_passkey.trust.hpke import SoftwareHpkeKey
@@ -30,6 +29,7 @@ from headless_passkey.trust.introduction import Introduction
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import HpkeKey, Member, Ring, Role
 from headless_passkey.trust.signing import SoftwareSigningKey
+from program_parts.base64url import base64url
 from tests.relay.household import Relay
 from tests.trust.people import ACCOUNT, device
 

@@ -36,8 +36,9 @@ from headless_passkey.errors import (
     TransportReason,
     UsageError,
 )
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.signing import thumbprint
+from program_parts.base64url import base64url
 from tests.companion.program import outcome, running
 from tests.identity.issuer import Issuer
 from tests.relay.household import Relay, running_relay

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from companion_push.companion.twins import are_twins, skeleton, twin_of
-from headless_passkey.text.names import is_plain
+from program_parts.names import is_plain
 from tests.trust.people import companion, device
 
 pytestmark = pytest.mark.threat("T4")

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.admission import Candidate, InvitationRecord
 from headless_passkey.trust.introduction import Introduction
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import Ring, Role
+from program_parts.base64url import base64url
 from tests.relay.household import Caller, Household, Relay
 
 

@@ -49,10 +49,11 @@ from headless_passkey.radio.source import Advert
 from headless_passkey.refusals import VANISHED, Refusal
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.stages import Stage, StageEvent
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
+from program_parts.base64url import base64url
 from tests.companion.device import tunnel_service
 from tests.loop_clock import LoopClock
 

@@ -26,9 +26,9 @@ from headless_passkey.hybrid.ctap2 import (
     MakeCredentialResponse,
     User,
 )
-from headless_passkey.text.base64url import base64url
 from headless_passkey.webauthn.extensions import MAX_BLOB_SIZE
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
+from program_parts.base64url import base64url
 from tests.strategies import cbor_values, exactly, texts
 from tests.vectors_loader import vector
 

@@ -16,14 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headless_passkey.command.command_line import (
-    SettingsParser,
-    add_settings,
-    fail,
-    host_port,
-    out,
-    read_secret_line,
-)
+from headless_passkey.command.command_line import SettingsParser, add_settings, fail, out, read_secret_line
 from headless_passkey.errors import (
     ExitStatus,
     NotApproved,
@@ -34,6 +27,7 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.process.streams import talk
+from program_parts.command_line import host_port
 from tests.programs import run, running
 
 VARIABLES = "SAMPLE"

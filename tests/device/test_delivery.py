@@ -33,12 +33,13 @@ from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import open_envelope
 from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Claim, Word
+from program_parts.base64url import base64url
 from tests.loop_clock import LoopClock
 from tests.relay.household import Household, running_relay
 from tests.trust.people import Person, companion, device, found, grow

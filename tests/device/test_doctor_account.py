@@ -42,8 +42,8 @@ from headless_passkey.net.tls import tls_context
 from headless_passkey.process.private_file import private_directory, write_private
 from headless_passkey.rp.key_store import KeyStore
 from headless_passkey.rp.users import PinnedUsers
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.chain import RingChain
+from program_parts.base64url import base64url
 from tests.device.inviter import Inviter
 from tests.device.test_doctor_servers import answering, nobody, saying, silent
 from tests.device.test_enrolment import joined

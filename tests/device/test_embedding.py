@@ -25,8 +25,8 @@ from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.rp.users import PinnedUsers
 from headless_passkey.stages import Stage, StageEvent
-from headless_passkey.text.base64url import base64url
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions
+from program_parts.base64url import base64url
 from tests.companion.device import tunnel_service
 
 ORIGIN, RP_ID = "https://login.example", "login.example"

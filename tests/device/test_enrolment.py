@@ -46,11 +46,12 @@ from headless_passkey.errors import (
 )
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.process import private_file
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.admission import Newcomer
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.introduction import Introduction
 from headless_passkey.trust.ring import Ring, Role
+from program_parts.base64url import base64url
 from tests.device.inviter import Inviter
 from tests.device.test_proven_http import answer, ok, serving
 from tests.ports import reserved_port

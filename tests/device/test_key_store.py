@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from headless_passkey.errors import HeadlessPasskeyError, SetupError, SetupReason, UsageError
 from headless_passkey.process.private_file import lock
 from headless_passkey.rp.key_store import KeyStore, is_key_file
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 
 ORIGIN = "https://login.example"
 

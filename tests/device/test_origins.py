@@ -12,8 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headless_passkey.errors import RemoteProtocolError, UsageError
-from headless_passkey.text.base64url import base64url
-from headless_passkey.text.domains import is_domain
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions, foreign_rp_id
 from headless_passkey.webauthn.origins import (
     MAX_DOCUMENT_SIZE,
@@ -23,6 +21,8 @@ from headless_passkey.webauthn.origins import (
     is_within,
     well_known_url,
 )
+from program_parts.base64url import base64url
+from program_parts.domains import is_domain
 
 # --- origins -----------------------------------------------------------------------------------------------
 

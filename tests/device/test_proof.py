@@ -11,8 +11,9 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 
 from headless_passkey.net.proof import make_proof
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
+from program_parts.base64url import base64url
 
 KEY = SoftwareSigningKey.generate()
 URL = "https://relay.example:8443/v1/inbox?cursor=3&wait=25#top"

@@ -19,10 +19,11 @@ from headless_passkey.doctor.servers import examine_tunnel_services
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
 from headless_passkey.net.proven_http import ProvenHttp, open_session
-from headless_passkey.net.proxy import Proxy, ProxyFailed, Way, proxy_for
+from headless_passkey.net.proxy import ProxyFailed, Way, proxy_for
 from headless_passkey.net.related_origins import fetch_related_origins
 from headless_passkey.net.tunnel import open_tunnel
 from headless_passkey.trust.signing import SoftwareSigningKey
+from program_parts.proxy import Proxy
 from tests.device.connect_proxy import ConnectProxy
 from tests.ports import reserved_port
 from tests.vectors_loader import Vector, name, vectors

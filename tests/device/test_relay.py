@@ -35,7 +35,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.net.proven_http import MAX_WAIT, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.request import DeviceEvent, RequestState
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.members import answer_members
 from headless_passkey.trust.admission import Newcomer
 from headless_passkey.trust.chain import RingChain
@@ -44,6 +44,7 @@ from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import Ring, Role
 from headless_passkey.trust.word import Word
+from program_parts.base64url import base64url
 from tests.device.test_proven_http import Pauses, Step, answer, ok, problem, serving
 from tests.relay import household
 from tests.relay.household import Caller, Household, running_relay

@@ -26,8 +26,8 @@ from headless_passkey.errors import (
 )
 from headless_passkey.rp.conduit import OpenedSession
 from headless_passkey.rp.users import MAX_USERS, PinnedUsers, all_users, is_users_file, parse_handle
-from headless_passkey.text.base64url import base64url
 from headless_passkey.webauthn.options import Credential
+from program_parts.base64url import base64url
 from tests.device.test_conduit import BEGUN, SESSION, conduit
 from tests.device.test_proven_http import Step, ok, problem, serving, talking_to
 from tests.device.test_session_store import OPENED

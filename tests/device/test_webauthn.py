@@ -41,7 +41,7 @@ from headless_passkey.hybrid.data_channel import MAX_DIRECT_MESSAGE_SIZE
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.keys import CURVE, uncompressed
 from headless_passkey.hybrid.messages import MessageType, frame, pad
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.webauthn.extensions import RegistrationExtensions
 from headless_passkey.webauthn.options import (
     MAX_JSON_SIZE,
@@ -51,6 +51,7 @@ from headless_passkey.webauthn.options import (
     RegistrationOptions,
     foreign_rp_id,
 )
+from program_parts.base64url import base64url
 from tests.strategies import cbor_values
 from tests.vectors_loader import Vector, name, vector, vectors
 

@@ -29,7 +29,8 @@ from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.channel import AuthenticatorChannel
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.hybrid.messages import Ctap
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
+from program_parts.base64url import base64url
 from tests.end_to_end.black_box import (
     Outcome,
     Running,

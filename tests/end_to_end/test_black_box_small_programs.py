@@ -20,7 +20,7 @@ from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl, encode_digits
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
 from headless_passkey.net.tunnel import open_tunnel
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.end_to_end.black_box import (
     Outcome,
     outcome,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from certificates import Certificate, make_certificate
 
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.device.connect_proxy import ConnectProxy
 from tests.end_to_end.black_box import outcome, running, tunnel_service, write_json
 

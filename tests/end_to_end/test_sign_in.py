@@ -18,8 +18,8 @@ from webauthn.helpers.structs import (
 )
 from world import World
 
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.ring import Role
+from program_parts.base64url import base64url
 from tests.end_to_end.household import Home, Session, ends, handle_of, make_passkey, page, session_of
 from tests.end_to_end.terminal import Terminal
 

@@ -11,7 +11,7 @@ import pytest
 from certificates import Certificate
 
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.end_to_end.black_box import Running, running, write_json
 from tests.end_to_end.hostile_device import HostileDevice
 from tests.end_to_end.hostile_phone import HostilePhone

@@ -84,8 +84,7 @@ from headless_passkey.hybrid.tunnel_url import (
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.radio.pipe import parse_advert_line
 from headless_passkey.rp.session import _target
-from headless_passkey.text.base64url import base64url
-from headless_passkey.text.names import is_plain, name_of, plain, printable, why_not_plain
+from headless_passkey.text.names import name_of
 from headless_passkey.trust import envelope as _envelope
 from headless_passkey.trust import ring as _ring
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_PREFIX
@@ -111,7 +110,8 @@ from headless_passkey.trust.text_form import to_line
 from headless_passkey.trust.word import WORD_LABEL, Word
 from headless_passkey.webauthn.options import AuthenticationOptions, AuthenticatorData, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
-from relying_party import names as rp_names
+from program_parts.base64url import base64url
+from program_parts.names import is_plain, plain, printable, quoted, shown_line
 from relying_party.core.proofs import verify_proof
 from relying_party.errors import ProofClock, ProofInvalid
 from tests.tunnel_service.both_ways import outcomes
@@ -954,8 +954,8 @@ def shown_text(data: bytes) -> None:
     if not _is_utf8(data):
         return
     text = data.decode("utf-8", "surrogatepass")
-    assert rp_names.printable(text) == printable(text)
-    assert rp_names.why_not_plain(text) == why_not_plain(text)
+    shown = f"{quoted(text)}: {printable(text)}"
+    assert shown_line(shown) == shown
     fitted = plain(text)
     if fitted is not None:
         assert name_of(fitted) == plain(fitted) == fitted

@@ -23,7 +23,7 @@ from headless_passkey.hybrid.linking import (
     read_link,
 )
 from headless_passkey.hybrid.tunnel_url import MAX_CONTACT_ID_SIZE, parse_client_payload_header
-from headless_passkey.text.names import is_plain
+from program_parts.names import is_plain
 from tests.strategies import cbor_values, exactly, private_keys
 from tests.vectors_loader import Vector, name, vector, vectors
 

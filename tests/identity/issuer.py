@@ -15,7 +15,7 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from companion_push.serving.http_server import Runner
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 
 NOW = 1_800_000_000
 KEY = base64url(bytes(32))  # the name of a caller's key

@@ -18,8 +18,9 @@ from companion_push.push.endpoints import EndpointRules
 from companion_push.push.message_encryption import encrypt
 from companion_push.push.vapid import VapidKey
 from companion_push.push.web_push import WebPushChannel
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from http_serving.addresses import network
+from program_parts.base64url import base64url
 from tests.push.receiver import Received, Subscription, receiving
 
 FOLDER = Path(__file__).parent

@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from companion_push.push.channel import WebPush
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
+from program_parts.base64url import base64url
 
 HEADERS: Final = {
     *("Host", "TTL", "Urgency", "Topic", "Authorization", "Content-Encoding", "Content-Type"),

@@ -18,8 +18,8 @@ from companion_push.push.channel import Kind
 from companion_push.push.options import push_channels
 from companion_push.push.provider_token import ProviderKey
 from headless_passkey.errors import SetupError, SetupReason, UsageError
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
+from program_parts.base64url import base64url
 from tests.device.connect_proxy import ConnectProxy
 from tests.programs import run, running
 from tests.push.apple import DEVICE, KEY, TEAM, TOPIC, Apple, replies, serving_apple

@@ -12,8 +12,8 @@ from certificates import Certificate
 from companion_push.push.endpoints import EndpointRules
 from companion_push.push.vapid import VapidKey
 from companion_push.push.web_push import WebPushChannel
-from headless_passkey.text.base64url import base64url
 from http_serving.addresses import network
+from program_parts.base64url import base64url
 from tests.programs import run, running
 from tests.push.receiver import Received, Receiver, Reply, Subscription, receiving
 from tests.relay.household import Caller, Relay, fresh_id, running_relay

@@ -30,11 +30,12 @@ from companion_push.relay.store_place import PostgresUri, StorePlace
 from companion_push.relay.stores import open_store
 from companion_push.serving.http_server import Runner
 from headless_passkey.net.proof import NONCE_HEADER, PROOF_HEADER, make_proof
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Claim, Word
 from http_serving.connections import ConnectionLimits
+from program_parts.base64url import base64url
 from tests.relay.front import Front
 from tests.relay.stores import place_of, states_of
 from tests.trust.people import Person, companion, device, found, grow

@@ -22,7 +22,7 @@ from companion_push.relay.app import RELAY, close_account
 from companion_push.relay.database import open_database
 from companion_push.relay.operations import Answer, sweep
 from companion_push.serving.webhook import Attempt
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.relay.account_service import PATIENCE, AccountService, account_service, silent, status
 from tests.relay.household import Caller, Household, Relay, fresh_id, running_relay
 from tests.relay.states import in_rows

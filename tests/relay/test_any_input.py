@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.relay.household import SEALED, Caller, Household, Relay, running_relay
 from tests.trust.people import companion
 

@@ -20,9 +20,10 @@ from companion_push.relay.proofs import STEP
 from companion_push.relay.stores import open_store
 from companion_push.relay.transaction import Transaction
 from headless_passkey.net.proof import make_proof
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Claim, Word
+from program_parts.base64url import base64url
 from tests.relay.household import (
     SEALED,
     Caller,

@@ -24,9 +24,9 @@ from companion_push.relay.app import close_account, lift_suspension, suspend_acc
 from companion_push.relay.messages import Founding, TokenBody
 from headless_passkey.errors import EnrolmentReason, NotEnrolled, TrustError, TrustReason, UsageError
 from headless_passkey.net.proof import PROOF_HEADER
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.fields import new_account
 from headless_passkey.trust.ring import Ring
+from program_parts.base64url import base64url
 from tests.relay.household import Caller, Household, Relay, Reply, fresh_id, running_relay
 from tests.trust.people import ACCOUNT_NAME, Person, companion, device, found, grow
 

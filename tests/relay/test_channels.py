@@ -16,7 +16,7 @@ from companion_push.push.channel import Apns, Delivery, Fcm, Kind, Purpose, Push
 from companion_push.relay.app import close_account
 from companion_push.relay.channels import identity_of
 from companion_push.relay.messages import ChannelBody, parse_body
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.push.recording import RecordingChannel
 from tests.relay import stores
 from tests.relay.household import Relay, fresh_id, running_relay

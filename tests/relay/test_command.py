@@ -20,8 +20,8 @@ from companion_push.relay import database
 from companion_push.relay.accounts import add_account
 from companion_push.relay.channels import is_poll_only
 from companion_push.relay.database import open_database
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
+from program_parts.base64url import base64url
 from tests.ports import reserved_port
 from tests.programs import run, running
 from tests.relay.household import Caller, Clock, all_held, fresh_id

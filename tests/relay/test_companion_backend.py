@@ -12,7 +12,7 @@ import aiohttp
 
 from companion_push.relay.accounts import add_account
 from companion_push.relay.database import open_database
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.ports import reserved_port
 from tests.programs import ROOT
 from tests.relay.household import Caller, Clock, all_held

@@ -15,10 +15,10 @@ from psycopg.conninfo import conninfo_to_dict
 from companion_push.errors import StoreUnavailable
 from companion_push.push.vapid import VapidKey
 from companion_push.relay.postgres import _ERRORS
-from headless_passkey.text.base64url import base64url
 from name_lookups import resolver
 from name_lookups.resolver import Lookups, NoAnswer
 from postgres_store.database import Database
+from program_parts.base64url import base64url
 from tests.dead_names import dead_names
 from tests.programs import running
 from tests.push.receiver import Subscription

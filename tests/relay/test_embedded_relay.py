@@ -14,7 +14,7 @@ from companion_push.companion.keys import CompanionState, KeyPair
 from companion_push.companion.relay_client import CompanionRelay
 from companion_push.serving.http_server import Runner
 from headless_passkey.errors import EnrolmentReason, NotEnrolled
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.ports import reserved_port
 from tests.programs import ROOT
 from tests.relay.household import Caller, Clock, fresh_id

@@ -17,7 +17,7 @@ from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.graphql import schema
 from headless_passkey.errors import SetupError
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.push.recording import RecordingChannel
 from tests.relay.graphql_calls import (
     CHANNELS,

@@ -14,8 +14,8 @@ from companion_push.errors import StoreUnavailable
 from companion_push.relay.app import RELAY, make_app, new_account
 from companion_push.relay.config import RelayConfig
 from headless_passkey.errors import UsageError
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
+from program_parts.base64url import base64url
 from tests.ports import reserved_port
 from tests.programs import ROOT
 from tests.relay.household import Caller, Clock, Reply, running_relay

@@ -13,7 +13,7 @@ import pytest
 from certificates import Certificate
 
 from companion_push.push.vapid import VapidKey
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.companion.program import Program, running
 from tests.push.receiver import Receiver, Reply, receiving
 from tests.relay.household import Caller, Clock, Household, Relay, fresh_id

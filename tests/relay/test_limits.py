@@ -13,7 +13,7 @@ from companion_push.relay import accounts
 from companion_push.relay.app import RELAY
 from companion_push.relay.limits import Quota, Rate
 from companion_push.relay.proofs import ProofsInMemory
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.relay.household import Caller, Reply, rates, running_relay
 from tests.trust.people import companion
 

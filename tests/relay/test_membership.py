@@ -18,10 +18,11 @@ from companion_push.relay.operations import MAX_RINGS, Answer
 from companion_push.relay.stores import open_store
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import UsageError
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.fields import new_account
 from headless_passkey.trust.ring import Ring
+from program_parts.base64url import base64url
 from tests.relay.household import Caller, Household, Relay, Reply, fresh_id
 from tests.relay.states import recipients_of_envelopes
 from tests.relay.stores import of_files, place_of

@@ -18,7 +18,7 @@ from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.metrics import MILESTONES
 from companion_push.relay.problems import Slug
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.programs import running
 from tests.push.recording import RecordingChannel
 from tests.relay.household import SEALED, Household, Relay, fresh_id, rates, running_relay

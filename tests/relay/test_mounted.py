@@ -13,8 +13,8 @@ from aiohttp.web_middlewares import normalize_path_middleware
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.messages import MAX_BODY
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.ring import MAX_MEMBERS
+from program_parts.base64url import base64url
 from tests.relay.household import NO_LIMITS, Clock, Relay
 from tests.relay.stores import place_of
 from tests.trust.people import device

@@ -14,8 +14,8 @@ from companion_push.relay.app import RELAY, close_account
 from companion_push.relay.channels import MAX_AGAIN, STALE_KEPT
 from companion_push.relay.operations import sweep
 from companion_push.relay.stores import open_store
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.word import Word
+from program_parts.base64url import base64url
 from tests.push.recording import RecordingChannel
 from tests.relay.household import Caller, Household, Relay, fresh_id, running_relay
 from tests.relay.states import change_requests, outcomes, unknown_outcomes

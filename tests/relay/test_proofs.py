@@ -13,8 +13,8 @@ from joserfc.jwk import ECKey
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import SKEW, STEP, KnownKeys, Proof, ProofsInMemory, check_proof, claimed_in
 from headless_passkey.net.proof import make_proof
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
+from program_parts.base64url import base64url
 from tests.vectors_loader import Vector, name, vectors
 
 NOW = 1_800_000_000

@@ -9,8 +9,8 @@ import pytest
 from companion_push.relay import app
 from companion_push.relay.limits import Quota, Rate
 from companion_push.relay.strangers import Budget
-from headless_passkey.text.base64url import base64url
 from http_serving.rate_limit import Policy, Unit, limit_headers
+from program_parts.base64url import base64url
 from tests.relay.household import Caller, Reply, fresh_id, rates, running_relay
 
 HEADERS = ("RateLimit-Policy", "RateLimit", "Retry-After")

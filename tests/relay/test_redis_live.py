@@ -23,9 +23,9 @@ from companion_push.relay.app import RELAY
 from companion_push.relay.messages import MAX_SEALED
 from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.redis_states import RedisStates, _bucket, open_redis
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.ring import MAX_COMPANIONS
 from http_serving.log_limit import MAX_LINES
+from program_parts.base64url import base64url
 from tests.ports import reserved_port
 from tests.relay import redis_servers
 from tests.relay.household import Caller, Household, fresh_id

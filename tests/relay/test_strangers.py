@@ -12,7 +12,7 @@ from companion_push.relay.messages import MAX_BODY
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import check_proof
 from companion_push.relay.strangers import TRIES, Budget, Strangers
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.relay.household import Caller, Relay, fresh_id, running_relay
 from tests.relay.test_membership import founding
 from tests.trust.people import companion

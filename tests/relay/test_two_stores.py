@@ -27,8 +27,8 @@ from companion_push.relay.operations import sweep
 from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import UsageError
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
+from program_parts.base64url import base64url
 from tests.programs import run
 from tests.push.recording import RecordingChannel
 from tests.relay import redis_servers

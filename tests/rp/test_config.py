@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from program_parts.domains import is_domain
 from relying_party.config import ANDROID, Config, android_origin, label_of, origin_of
-from relying_party.core.domains import is_domain
 from relying_party.core.sessions import MAX_SECONDS, Lifetimes
 from relying_party.errors import UsageError
 from tests.vectors_loader import Vector, name, vectors

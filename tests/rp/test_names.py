@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from program_parts.names import printable, why_not_plain
 from relying_party.config import Config
 from relying_party.core.messages import (
     parse_authentication_options,
@@ -15,7 +16,7 @@ from relying_party.core.messages import (
     parse_registration_options,
 )
 from relying_party.errors import InvalidRequest, UsageError
-from relying_party.names import name_of, printable, why_not_plain
+from relying_party.names import name_of
 from tests.vectors_loader import Vector, name, vectors
 
 CASES = vectors("names")

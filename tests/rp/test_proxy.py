@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 from certificates import Certificate, make_certificate
 
-from relying_party.errors import IssuerUnavailable, TokenInvalid, UsageError
+from program_parts.proxy import NoProxy, proxy_for
+from relying_party.errors import IssuerUnavailable, TokenInvalid
 from relying_party.http.http_server import Runner
-from relying_party.proxy import Proxy, proxy_for
 from relying_party.resource import Guard, Introspection, Keys
 from tests.device.connect_proxy import ConnectProxy
 from tests.vectors_loader import Vector, name, vectors
@@ -28,17 +28,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return make_certificate(tmp_path_factory.mktemp("proxied"), names=(LOGIN, "localhost"))
 
 
-# Which proxy
-
-
-@pytest.mark.parametrize("case", [one for one in vectors("proxies") if "proxy" in one], ids=name)
-def test_the_environment_says_which_proxy_it_is_as_on_the_device(
-    monkeypatch: pytest.MonkeyPatch, case: Vector
-) -> None:
-    for variable, value in case["environment"].items():
-        monkeypatch.setenv(variable, value)
-    proxy = proxy_for(case["url"])
-    assert (None if proxy is None else proxy.name) == case["proxy"]
+# Which proxy: the rule is that of the device (tests/device/test_proxy.py)
 
 
 @pytest.mark.threat("T11")
@@ -47,18 +37,10 @@ def test_what_is_no_proxys_address_is_told_without_showing_it(
     monkeypatch: pytest.MonkeyPatch, case: Vector
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", case["environment"]["HTTPS_PROXY"])
-    with pytest.raises(UsageError) as failed:
+    with pytest.raises(NoProxy) as failed:
         proxy_for(case["url"])
     assert str(failed.value) == "HTTPS_PROXY does not hold the address of a proxy"
     assert IN_URL not in "".join(traceback.format_exception(failed.value))
-
-
-@pytest.mark.threat("T11")
-def test_a_proxys_repr_keeps_its_password() -> None:
-    proxy = Proxy.parse(f"http://ada:{IN_URL}@proxy.test:3128")
-    for text in (repr(proxy), str(proxy.url), proxy.name):
-        assert PASSWORD not in text
-        assert IN_URL not in text
 
 
 # Through it

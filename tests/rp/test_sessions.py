@@ -8,7 +8,7 @@ from aiohttp import DummyCookieJar, web
 from aiohttp.test_utils import TestClient, TestServer
 from multidict import CIMultiDict
 
-from relying_party.core.encoding import base64url
+from program_parts.base64url import base64url
 from relying_party.errors import StoreUnavailable
 from relying_party.http.app import make_app
 from tests.rp.authenticator_double import DeviceKey, unb64

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid import cbor
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.admission import Candidate, InvitationRecord, Newcomer
 from headless_passkey.trust.introduction import Introduction, Nonces
 from headless_passkey.trust.invitation import ANSWERABLE, LIFETIME, Invitation
 from headless_passkey.trust.ring import HpkeKey, Ring, Role, prove_possession
 from headless_passkey.trust.signing import sign_document
+from program_parts.base64url import base64url
 from tests.trust.people import NOW, Person, companion, device, forge, found, grow
 from tests.trust.refusal import refused
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from headless_passkey.errors import RemoteProtocolError, TrustReason
 from headless_passkey.hybrid import cbor
-from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.invitation import INVITATION_LABEL, LIFETIME, Invitation
 from headless_passkey.trust.ring import MAX_SKEW, Role
 from headless_passkey.trust.text_form import check_relay_url
+from program_parts.base64url import base64url
 from tests.trust.people import ACCOUNT, ACCOUNT_NAME, NOW, companion, device, found, grow
 from tests.trust.refusal import refused
 

@@ -21,9 +21,9 @@ from companion_push.companion.page.sessions import MAX_SECRET, SESSION_SECONDS, 
 from companion_push.serving.http_server import problem
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members, answer_members
 from http_serving.runner import HEALTH, http_logger
+from program_parts.json_text import decode_json
 
 MAX_BODY: Final = 1024  # bytes
 BODY_SECONDS: Final = 10.0

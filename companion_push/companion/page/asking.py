@@ -25,9 +25,9 @@ from companion_push.companion.consent import (
 from companion_push.companion.inbox import CheckedRequest, Notice, NoticeKind
 from companion_push.companion.openers import Opening
 from companion_push.companion.wording import ASKS, must_say
-from headless_passkey.text.base64url import base64url
-from headless_passkey.text.domains import MAX_DOMAIN
-from headless_passkey.text.names import printable
+from program_parts.base64url import base64url
+from program_parts.domains import MAX_DOMAIN
+from program_parts.names import printable
 
 MAX_NOTICES: Final = 20  # that the page shows
 

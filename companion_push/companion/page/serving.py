@@ -19,11 +19,11 @@ from companion_push.serving.listening import listening, serving
 from headless_passkey.errors import TransportError, UsageError
 from headless_passkey.net.base_url import MAX_SIZE, BaseUrl
 from headless_passkey.process.private_file import lock, read_private, remove_private, write_private
-from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import file_members
 from http_serving.addresses import Network
 from http_serving.connections import ConnectionLimits
 from http_serving.listening import Listener
+from program_parts.json_text import decode_json
 
 CONNECTIONS: Final = 128  # at a time; each browser has at most six
 CONNECTIONS_PER_ADDRESS: Final = 32

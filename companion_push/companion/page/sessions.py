@@ -19,9 +19,9 @@ from typing import Final
 
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.process.private_file import read_private, remove_private, write_private
-from headless_passkey.text.base64url import base64url
-from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import file_members
+from program_parts.base64url import base64url
+from program_parts.json_text import decode_json
 
 LINK_SECONDS: Final = 300
 SESSION_SECONDS: Final = 12 * 3600

@@ -19,8 +19,8 @@ from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.source import AdvertSource
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.stages import Stage, StageEvent
-from headless_passkey.text.base64url import base64url
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
+from program_parts.base64url import base64url
 from tests.ble.lab.guest import PATIENCE
 
 DOMAIN: Final = 300

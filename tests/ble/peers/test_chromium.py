@@ -28,7 +28,7 @@ from fido2.webauthn import (
     UserVerificationRequirement,
 )
 
-from headless_passkey.text.base64url import base64url
+from program_parts.base64url import base64url
 from tests.ble.lab.guest import ADAPTERS
 from tests.ble.peers.display import Display
 from tests.ble.peers.parties import PATIENCE, Parties

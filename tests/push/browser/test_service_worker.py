@@ -25,8 +25,9 @@ from companion_push.push.channel import Purpose, Push, PushOutcome, WebPush
 from companion_push.push.endpoints import EndpointRules
 from companion_push.push.vapid import VapidKey
 from companion_push.push.web_push import WebPushChannel
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import from_base64url
 from http_serving.addresses import network
+from program_parts.base64url import base64url
 from tests.push.receiver import Receiver, Subscription, receiving
 from tests.rp.browser import visitor
 

@@ -1,18 +1,15 @@
-"""Domains: known ones, which the relying party's copy of the rule judges alike, and so does every door for RP IDs."""
+"""Domains: known ones, which every door for RP IDs judges alike."""
 
 from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-import relying_party.core.domains
 from headless_passkey.errors import HeadlessPasskeyError
-from headless_passkey.text.domains import is_domain, is_this_machine
 from headless_passkey.trust.ring import check_rp_ids
 from headless_passkey.trust.text_form import check_relay_url
 from headless_passkey.webauthn.origins import check_origin, well_known_url
+from program_parts.domains import is_domain, is_this_machine
 from relying_party.config import check_public_url
 from relying_party.errors import UsageError
 from relying_party.resource import Keys
@@ -36,9 +33,8 @@ def test_a_known_text_is_a_domain_or_none_at_every_door(case: Vector) -> None:
 
 @pytest.mark.threat("T13")
 @pytest.mark.parametrize("case", vectors("this_machine"), ids=name)
-def test_a_known_host_is_this_machine_or_another_for_device_and_relying_party(case: Vector) -> None:
+def test_a_known_host_is_this_machine_or_another(case: Vector) -> None:
     assert is_this_machine(case["text"]) is case["this_machine"]
-    assert relying_party.core.domains.is_this_machine(case["text"]) is case["this_machine"]
 
 
 @pytest.mark.threat("T13")
@@ -56,8 +52,3 @@ def test_plain_http_goes_to_this_machine_alone_at_every_door(case: Vector) -> No
         with suppress(HeadlessPasskeyError, UsageError):
             door()
             assert case["this_machine"] or not host.isascii(), "taken"  # what is mapped to an address is one
-
-
-@given(st.text(max_size=40) | st.text(alphabet="a1.-x0", max_size=12))
-def test_device_and_relying_party_agree_on_any_text(text: str) -> None:
-    assert is_domain(text) == relying_party.core.domains.is_domain(text)

@@ -2,7 +2,7 @@
 
 Python itself ends at SIGTERM and SIGHUP without a word, and at SIGINT with a traceback from whatever it was loading; as the
 first process of a container it does not end at SIGTERM at all. So `note` comes before everything else that a program loads,
-and `command_line.run` ends the program before it does anything when a signal was noted.
+and the program ends before it does anything when a signal was noted.
 
 It loads nothing but `signal`, not even `typing`, since in the time before it signals are not noted.
 """

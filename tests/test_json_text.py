@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headless_passkey.text.json_text import decode_json, without_mark
+from program_parts.json_text import decode_json, without_mark
 
 MARK = b"\xef\xbb\xbf"
 

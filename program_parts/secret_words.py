@@ -1,6 +1,6 @@
 """Secrets that somebody gave as an argument by mistake: messages name them and do not repeat them.
 
-An argument is visible to all users of a machine, and messages go to logs. The relying party has the same rule.
+An argument is visible to all users of a machine, and messages go to logs.
 """
 
 import re

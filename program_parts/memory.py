@@ -1,4 +1,4 @@
-"""A process's memory, which holds keys: it is left in no core dump. The device does the same."""
+"""A process's memory, which holds keys: it is left in no core dump."""
 
 import contextlib
 import ctypes

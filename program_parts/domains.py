@@ -1,4 +1,4 @@
-"""The rule for domains, and so for RP IDs, as browsers serialise them; and for loopback hosts. The relying party has the same rule.
+"""The rule for domains, and so for RP IDs, as browsers serialise them; and for loopback hosts.
 
 An RP ID is a valid domain string (WebAuthn Level 3 §5.1.3), and no IP address. Internationalised names are A-labels
 (xn--), as a browser made them; they are not decoded, since decoding depends on the version of Unicode.
