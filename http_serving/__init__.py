@@ -7,6 +7,7 @@
 - `addresses`: whose they are, also behind proxies
 - `runner`: aiohttp's server within these bounds; answers and log lines for what is not HTTP
 - `first_request`: an upgrade that is answered without aiohttp's server
+- `proofs`: of a caller's key, as far as servers verify them alike
 - `rate_limit`: what a refusal by a limit tells in its headers
 - `log_limit`: lines in a flood
 - `metrics`: connections, event loop and process, for Prometheus (an extra of relay and tunnel service)

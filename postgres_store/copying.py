@@ -32,6 +32,15 @@ class Plan:
                 yield f"{textwrap.dedent(statement).strip().removesuffix(';')};"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What a check of a store has found."""
+
+    engine: str  # with its version
+    counts: dict[str, int]  # rows, by table
+    warnings: tuple[str, ...]
+
+
 def counted(db: Any, tables: Iterable[str]) -> dict[str, int]:
     """Count the rows of each table of an open transaction."""
     _take_time(db)

@@ -31,11 +31,12 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
+from http_serving.proofs import KnownKeys
 from name_lookups.resolver import Resolver
 from program_parts.domains import is_this_machine
 from program_parts.proxy import NoProxy, proxy_for
 from relying_party.core.access_tokens import ALGORITHM, TYPE
-from relying_party.core.proofs import KnownKeys, ProofsInMemory, UsedProofs, verify_proof
+from relying_party.core.proofs import ProofsInMemory, UsedProofs, verify_proof
 from relying_party.errors import IssuerUnavailable, ProofInvalid, RequestRefused, TokenInvalid, UsageError
 from relying_party.http.answers import NONCE_HEADER, problem, refused
 from relying_party.http.request import NONCE, PROOF_HEADER

@@ -15,12 +15,8 @@ from tests.programs import ROOT
 
 # module of the relying party, module of another package: what is the same in both
 COPIES: Final[Mapping[tuple[str, str], str]] = {
-    ("core/proofs", "companion_push/relay/proofs"): (
-        "KnownKeys MAX_IDS MAX_KEYS _DEFAULT_PORTS _REGISTRY _UNRESERVED _normal_path"
-    ),
     ("http/readiness", "companion_push/relay/readiness"): "READ_SECONDS SHARED_SECONDS",
     ("place", "companion_push/relay/store_place"): "StorePlace store_place",
-    ("store/copying", "companion_push/relay/store_copy"): "Checked",
     ("store_command", "companion_push/relay/store_command"): "_expect",
 }
 # what is alike in both and differs on purpose, as in an error of its own package; tests run over all servers (tests/test_serving.py)

@@ -91,7 +91,6 @@ from companion_push.relay.problems import Problem, Slug, not_found
 from companion_push.relay.proofs import (
     HEADER,
     NONCE_HEADER,
-    KnownKeys,
     Proof,
     ProofsInMemory,
     UsedProofs,
@@ -115,6 +114,7 @@ from headless_passkey.process.tasks import end, to_its_end, until_done
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import AccountCode
 from http_serving.log_limit import PERIOD, LogLimit
+from http_serving.proofs import KnownKeys
 from http_serving.rate_limit import Unit, limit_headers
 from http_serving.runner import http_logger
 

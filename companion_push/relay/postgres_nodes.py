@@ -18,9 +18,10 @@ import psycopg
 from companion_push.errors import StoreUnavailable, StoreUnusable
 from companion_push.relay.nodes import WakeUp
 from companion_push.relay.problems import Problem, Slug
-from companion_push.relay.proofs import MAX_IDS, STEP, Proof
+from companion_push.relay.proofs import STEP, Proof
 from companion_push.relay.transaction import Transaction
 from headless_passkey.process.tasks import end, to_its_end
+from http_serving.proofs import MAX_IDS
 from program_parts.base64url import base64url
 
 if TYPE_CHECKING:

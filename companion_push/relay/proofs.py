@@ -6,13 +6,10 @@ as long as its nonce is taken (docs/adr/0016). `ProofsInMemory` is that of one p
 
 import hashlib
 import hmac
-import re
 import secrets
-import string
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, Protocol
-from urllib.parse import urlsplit
 
 import msgspec
 from joserfc import jws
@@ -22,18 +19,14 @@ from joserfc.jwk import ECKey
 from companion_push.relay.problems import Problem, Slug
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.text.base64url import from_base64url
+from http_serving.proofs import MAX_IDS, REGISTRY, KnownKeys, normal_url
 from program_parts.base64url import base64url
 
 HEADER: Final = "DPoP"
 NONCE_HEADER: Final = "DPoP-Nonce"
 SKEW: Final = 60  # seconds by which the caller's clock may be ahead or behind
 STEP: Final = 300  # seconds: how long a nonce is given out; it is taken for one step more
-MAX_KEYS: Final = 512  # parsed keys that are kept, about 2 KiB each
-MAX_IDS: Final = 100_000  # in one step, which then ends early: about 10 MB
 _MAX_SIZE: Final = 4096  # characters; a proof of ours has about 500
-_UNRESERVED: Final = frozenset(string.ascii_letters + string.digits + "-._~")
-_DEFAULT_PORTS: Final = {"https": 443, "http": 80}
-_REGISTRY: Final = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,32 +36,6 @@ class Proof:
     name: str  # the caller: the thumbprint of its key
     jti: str = field(repr=False)
     nonce: str | None = field(repr=False)
-
-
-class KnownKeys:
-    """Parsed keys whose signature held, by the text of the JWS header: the same text is the same key.
-
-    Who makes no good signature fills no place in it.
-    """
-
-    def __init__(self, *, most: int = MAX_KEYS) -> None:
-        """most: keys that are kept; beyond it the one that was used longest ago is forgotten."""
-        self._most = most
-        self._keys: dict[str, tuple[ECKey, str]] = {}  # with their thumbprints; the last used is at the end
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def find(self, header: str) -> tuple[ECKey, str] | None:
-        """Find the key of a header, and its thumbprint."""
-        return self._keys.get(header)
-
-    def keep(self, header: str, key: ECKey, thumbprint: str) -> None:
-        """Keep the key of a header with which a signature has held."""
-        self._keys.pop(header, None)
-        self._keys[header] = key, thumbprint
-        if len(self._keys) > self._most:
-            del self._keys[next(iter(self._keys))]
 
 
 def check_proof(
@@ -248,7 +215,7 @@ def _verified(compact: str, known: KnownKeys, shown: Shown | None) -> tuple[str,
     found = known.find(parts[0])
     key, name = _key_of(parts[0]) if found is None else found
     try:
-        jws.deserialize_compact(compact, key, registry=_REGISTRY)
+        jws.deserialize_compact(compact, key, registry=REGISTRY)
     except (JoseError, ValueError) as error:
         raise _refused("the signature does not verify") from error
     known.keep(parts[0], key, name)
@@ -283,25 +250,10 @@ def _key_of(encoded: str) -> tuple[ECKey, str]:
 
 
 def _normal(url: str) -> tuple[str, str, int | None, str]:
-    """Normalise a URL for comparison: scheme, host, port and path (RFC 3986 §6.2.2, §6.2.3). Query and fragment are refused."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise _refused("htu is not a URL") from error
-    if parts.query or parts.fragment or parts.username is not None or parts.hostname is None:
-        raise _refused("htu must have a host, no query, no fragment and no user")
-    return parts.scheme, parts.hostname, port or _DEFAULT_PORTS.get(parts.scheme), _normal_path(parts.path)
-
-
-def _normal_path(path: str) -> str:
-    """Normalise a path: unreserved characters are decoded, other percent-encodings upper case."""
-
-    def decoded(found: re.Match[str]) -> str:
-        character = chr(int(found[1], 16))
-        return character if character in _UNRESERVED else found[0].upper()
-
-    return re.sub("%([0-9A-Fa-f]{2})", decoded, path) or "/"
+    normal = normal_url(url)
+    if normal is None:
+        raise _refused("htu must be a URL with a host, and without query, fragment and user")
+    return normal
 
 
 def _refused(detail: str) -> Problem:

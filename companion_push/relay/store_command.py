@@ -17,7 +17,7 @@ from headless_passkey.process.private_file import read_private
 
 if TYPE_CHECKING:
     from companion_push.relay.redis_states import Looked
-    from companion_push.relay.store_copy import Checked
+    from postgres_store.copying import Checked
 
 
 def add_parser(subparsers: Any) -> None:

@@ -1,7 +1,6 @@
 """Copies a relay's store to another place, all of it or nothing: from a file into PostgreSQL, or back."""
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 from companion_push.errors import StoreUnusable
@@ -12,6 +11,7 @@ from companion_push.relay.stores import Store, open_store
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import SetupReason
 from postgres_store import copying
+from postgres_store.copying import Checked
 
 
 def _tables(version: int) -> tuple[str, ...]:
@@ -20,15 +20,6 @@ def _tables(version: int) -> tuple[str, ...]:
 
 
 TABLES: Final = _tables(len(MIGRATIONS))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """What a check of a store has found."""
-
-    engine: str  # with its version
-    counts: dict[str, int]  # rows, by table
-    warnings: tuple[str, ...]
 
 
 async def checked(place: StorePlace) -> Checked:

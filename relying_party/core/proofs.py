@@ -6,30 +6,23 @@ and its id is remembered for as long as its nonce is taken (docs/adr/0016).
 
 import hashlib
 import hmac
-import re
 import secrets
-import string
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal, Protocol, Self
-from urllib.parse import urlsplit
 
 import msgspec
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
+from http_serving.proofs import MAX_IDS, REGISTRY, KnownKeys, normal_url
 from program_parts.base64url import base64url, from_base64url
 from relying_party.errors import ProofClock, ProofInvalid, UseDpopNonce
 
 CLOCK_TOLERANCE: Final = 60  # seconds, ahead or behind
 MAX_PROOF_CHARACTERS: Final = 4096
 STEP_SECONDS: Final = 300  # how long a nonce is given out; it is taken for one step more
-MAX_KEYS: Final = 512  # parsed keys that are kept, about 2 KiB each
-MAX_IDS: Final = 100_000  # in one step, which then ends early: about 10 MB
-_UNRESERVED: Final = frozenset(string.ascii_letters + string.digits + "-._~")
-_DEFAULT_PORTS: Final = {"https": 443, "http": 80}
-_REGISTRY: Final = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=False)
 
 
 class _PublicKey(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,32 +65,6 @@ class Proof:
     def digest(self) -> bytes:
         """What is remembered of a used proof: 16 bytes, however long its id is."""
         return hashlib.sha256(f"{self.key_thumbprint} {self.id}".encode()).digest()[:16]
-
-
-class KnownKeys:
-    """Parsed keys whose signature held, by the text of the JWS header: the same text is the same key.
-
-    Who makes no good signature fills no place in it.
-    """
-
-    def __init__(self, *, most: int = MAX_KEYS) -> None:
-        """most: keys that are kept; beyond it the one that was used longest ago is forgotten."""
-        self._most = most
-        self._keys: dict[str, tuple[ECKey, str]] = {}  # with their thumbprints; the last used is at the end
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def find(self, header: str) -> tuple[ECKey, str] | None:
-        """Find the key of a header, and its thumbprint."""
-        return self._keys.get(header)
-
-    def keep(self, header: str, key: ECKey, thumbprint: str) -> None:
-        """Keep the key of a header with which a signature has held."""
-        self._keys.pop(header, None)
-        self._keys[header] = key, thumbprint
-        if len(self._keys) > self._most:
-            del self._keys[next(iter(self._keys))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +159,7 @@ def verify_proof(
     thumbprint, claims = _verified(text, KnownKeys() if known is None else known)
     if claims.htm != method:
         raise ProofInvalid("the proof is for another method")
-    if claims.htu not in urls and _normal(claims.htu) not in set(_each_normal(urls)):
+    if claims.htu not in urls and not _is_one_of(claims.htu, urls):
         raise ProofInvalid("the proof is for another address")
     if access_token is not None:
         expected = base64url(hashlib.sha256(access_token.encode("utf-8", "surrogateescape")).digest())
@@ -215,7 +182,7 @@ def _verified(text: str, known: KnownKeys) -> tuple[str, _Claims]:
         claims = msgspec.json.decode(raw[1], type=_Claims)
         found = known.find(segments[0])
         key, thumbprint = _key_of(raw[0]) if found is None else found
-        jws.deserialize_compact(text, key, registry=_REGISTRY)
+        jws.deserialize_compact(text, key, registry=REGISTRY)
     except (JoseError, ValueError, RecursionError) as error:  # msgspec's and cryptography's are ValueErrors
         raise ProofInvalid("the proof did not verify") from error
     known.keep(segments[0], key, thumbprint)
@@ -233,27 +200,6 @@ def _key_of(raw: bytes) -> tuple[ECKey, str]:
     return key, key.thumbprint()
 
 
-def _each_normal(urls: Iterable[str]) -> Iterable[tuple[str, str, int | None, str]]:
-    return (parts for parts in map(_normal, urls) if parts is not None)
-
-
-def _normal(url: str) -> tuple[str, str, int | None, str] | None:
-    """Normalise a URL to scheme, host, port and path; None with query or fragment, or when malformed."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return None
-    if parts.query or parts.fragment or parts.username is not None or parts.hostname is None:
-        return None
-    return parts.scheme, parts.hostname, port or _DEFAULT_PORTS.get(parts.scheme), _normal_path(parts.path)
-
-
-def _normal_path(path: str) -> str:
-    """Normalise a path (RFC 3986 §6.2.2.2): unreserved characters are decoded, other percent-encodings upper case."""
-
-    def decoded(found: re.Match[str]) -> str:
-        character = chr(int(found[1], 16))
-        return character if character in _UNRESERVED else found[0].upper()
-
-    return re.sub("%([0-9A-Fa-f]{2})", decoded, path) or "/"
+def _is_one_of(htu: str, urls: Iterable[str]) -> bool:
+    normal = normal_url(htu)
+    return normal is not None and normal in map(normal_url, urls)

@@ -8,6 +8,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from http_serving.proofs import KnownKeys
 from relying_party.config import Config
 from relying_party.core.access_tokens import TokenIssuer
 from relying_party.core.callers import Caller, ClientKind
@@ -16,7 +17,7 @@ from relying_party.core.challenges import ChallengeStore
 from relying_party.core.credentials import CredentialStore, User
 from relying_party.core.messages import Client
 from relying_party.core.operations import Operation
-from relying_party.core.proofs import KnownKeys, Proof, UsedProofs, verify_proof
+from relying_party.core.proofs import Proof, UsedProofs, verify_proof
 from relying_party.core.sessions import IssueToken, RandomBytes, Session, confirmed, hash_token
 from relying_party.errors import (
     BrowsersOnly,

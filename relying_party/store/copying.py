@@ -1,10 +1,10 @@
 """Checks a relying party's store, and copies it to another place, all of it or nothing: from a file into PostgreSQL, or back."""
 
 import re
-from dataclasses import dataclass
 from typing import Any, Final
 
 from postgres_store import copying
+from postgres_store.copying import Checked
 from relying_party.errors import SetupError
 from relying_party.place import StorePlace
 from relying_party.store.migration import open_store, planned
@@ -23,15 +23,6 @@ def _tables(version: int) -> tuple[str, ...]:
 
 
 TABLES: Final = _tables(len(MIGRATIONS))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """What a check of a store has found."""
-
-    engine: str  # with its version
-    counts: dict[str, int]  # rows, by table
-    warnings: tuple[str, ...]
 
 
 def checked(place: StorePlace) -> Checked:

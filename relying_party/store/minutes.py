@@ -12,10 +12,11 @@ from typing import Any, Final
 
 import msgspec
 
+from http_serving.proofs import MAX_IDS
 from postgres_store.database import Database, Isolation
 from program_parts.base64url import base64url
 from relying_party.core.challenges import KINDS, MAX_RECORDS, ChallengeRecord, Purpose
-from relying_party.core.proofs import MAX_IDS, Proof, Step
+from relying_party.core.proofs import Proof, Step
 from relying_party.errors import CeremonyGone, ProofInvalid, StoreUnavailable, UseDpopNonce
 
 MINUTES: Final = (

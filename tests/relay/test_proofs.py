@@ -11,9 +11,10 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 
 from companion_push.relay.problems import Problem, Slug
-from companion_push.relay.proofs import SKEW, STEP, KnownKeys, Proof, ProofsInMemory, check_proof, claimed_in
+from companion_push.relay.proofs import SKEW, STEP, Proof, ProofsInMemory, check_proof, claimed_in
 from headless_passkey.net.proof import make_proof
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
+from http_serving.proofs import KnownKeys
 from program_parts.base64url import base64url
 from tests.vectors_loader import Vector, name, vectors
 

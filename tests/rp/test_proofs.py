@@ -17,12 +17,12 @@ from joserfc import jwk
 
 from headless_passkey.net.proof import make_proof
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
+from http_serving.proofs import KnownKeys
 from relying_party.core import proofs
 from relying_party.core.proofs import (
     CLOCK_TOLERANCE,
     MAX_PROOF_CHARACTERS,
     STEP_SECONDS,
-    KnownKeys,
     Proof,
     ProofsInMemory,
     Step,
