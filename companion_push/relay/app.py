@@ -1178,6 +1178,7 @@ class RelayEndpoints:
                 finally:
                     try:
                         await until_done(*self._transactions)
+                        await self._say_goodbye()
                     finally:
                         self._database = None
                         self.log_limit.end()
@@ -1199,7 +1200,9 @@ class RelayEndpoints:
         self._nodes = nodes
         self._leases = LeasesInRecords(self._config.lease)
         self._used_proofs = nodes.used_proofs
-        nodes.wake_ups.follow(self._woken, self._missed.set)
+        # whose states are beside the database, which alone tells the others, may be killed between the two commits
+        gone = self._missed.set if self._states_beside else _nothing
+        nodes.wake_ups.follow(self._woken, self._missed.set, gone)
         await self._renew_leases()
 
     async def _read_again(self) -> None:
@@ -1293,6 +1296,15 @@ class RelayEndpoints:
         except (StoreUnavailable, Problem) as error:  # the others take them up a little later
             logger.warning("pushes could not be left to others: %s", error)
 
+    async def _say_goodbye(self) -> None:
+        """Tell the others that nothing which they were not told is left, where that is so."""
+        if self._nodes is None or len(self._unsure):
+            return
+        try:
+            await self._nodes.wake_ups.leave()
+        except StoreUnavailable as error:  # their held calls read again
+            logger.debug("the others could not be told of the end: %s", error)
+
     async def _sweep(self) -> None:
         """Sweep the store regularly; a failure is logged and does not end the loop."""
         while True:
@@ -1354,6 +1366,10 @@ def _left_out(kind: str, count: int) -> None:
 
 def _wake_up(answer: Answer) -> WakeUp:
     return WakeUp(topics=answer.topics, members=answer.told)
+
+
+def _nothing() -> None:
+    """Nobody reads again."""
 
 
 def _ticks() -> float:

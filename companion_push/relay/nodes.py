@@ -57,11 +57,18 @@ class WakeUps(Protocol):
         """Whether this process hears at the moment what others tell."""
         ...
 
-    def follow(self, woken: Callable[[WakeUp], None], missed: Callable[[], None]) -> None:
-        """Call `woken` with what other processes tell, and `missed` when something may have been lost; both on the event loop.
+    def follow(
+        self, woken: Callable[[WakeUp], None], missed: Callable[[], None], gone: Callable[[], None]
+    ) -> None:
+        """Call `woken` with what other processes tell, `missed` when something may have been lost, and `gone` when another process
+        has ended without a goodbye (`leave`); all on the event loop.
 
         It is called once, before anybody is served.
         """
+        ...
+
+    async def leave(self) -> None:
+        """Say goodbye to the other processes: this one ends, and has told all that it has changed. `StoreUnavailable` where it cannot."""
         ...
 
 

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 
 _VERSION: Final = "headless_passkey_relay"  # the table of its number
 _LOCK: Final = 0x68704B32_72656C79  # "hpK2rely": the advisory lock of relays, which share it
+# values: the halves of the lock
+_SHARING: Final = """
+    SELECT pid FROM pg_locks
+        WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted AND classid::bigint = %s AND objid::bigint = %s
+        AND objsubid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 _ENDING_SECONDS: Final = 1.0  # for which the server may still know a relay that has ended
 _ENDING_PAUSE: Final = 0.05
 
@@ -179,6 +185,11 @@ class PostgresStore(database.Database):
         row = await found.fetchone()
         if row is None or not row[0]:
             raise StoreBusy("a command is using the database alone")
+
+    async def sharing(self, connection: "psycopg.AsyncConnection[Any]") -> frozenset[int]:
+        """The relays that use the database, by the processes of their listening connections at the server."""
+        found = await connection.execute(_SHARING, (_LOCK >> 32, _LOCK & 0xFFFFFFFF))
+        return frozenset([pid for (pid,) in await found.fetchall()])
 
     @contextlib.asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:

@@ -38,7 +38,17 @@ _KEPT_STEPS: Final = (
 _REFRESH_SECONDS: Final = 1.0  # between two looks at the nonces because of one that is not known
 _PORTION: Final = 10_000  # ids that one statement deletes
 _STEPPING: Final = 0x68704B32_73746570  # "hpK2step": the advisory lock of the process that begins a step
-_TOPIC, _MEMBER = "topic ", "member "
+_TOPIC, _MEMBER, _LEAVES = "topic ", "member ", "leaves "
+# of the listening connection: the server notices that a relay's machine has vanished, which says nothing, and ends its session
+_KEEPALIVES: Final = ", ".join(
+    f"set_config('{name}', '{value}', false)"
+    for name, value in (
+        ("tcp_keepalives_idle", "5"),
+        ("tcp_keepalives_interval", "2"),
+        ("tcp_keepalives_count", "3"),
+        ("tcp_user_timeout", "10000"),
+    )
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +62,9 @@ class PostgresWakeUps:
         self._hears_ours_until = 0.0  # by the monotonic clock
         self._woken: Callable[[WakeUp], None] = lambda _: None
         self._missed: Callable[[], None] = lambda: None
+        self._gone: Callable[[], None] = lambda: None
+        self._relays: frozenset[int] = frozenset()  # those that listened at the last look, by their sessions
+        self._leaving: set[int] = set()  # those of them that have said goodbye
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self.are_heard = False
 
@@ -64,8 +77,15 @@ class PostgresWakeUps:
     def hear_ours(self) -> None:
         self._hears_ours_until = monotonic() + UNKNOWN_SECONDS
 
-    def follow(self, woken: Callable[[WakeUp], None], missed: Callable[[], None]) -> None:
-        self._woken, self._missed = woken, missed
+    def follow(
+        self, woken: Callable[[WakeUp], None], missed: Callable[[], None], gone: Callable[[], None]
+    ) -> None:
+        self._woken, self._missed, self._gone = woken, missed, gone
+
+    async def leave(self) -> None:
+        if self._connection is not None:
+            payload = f"{self._name}\n{_LEAVES}{self._connection.info.backend_pid}"
+            await self._store.one("SELECT pg_notify(?, ?)", (CHANNEL, payload))
 
     async def begin(self, place: str) -> None:
         """Begin to listen at `PostgresStore.listening_place`, as one of the relays that use the database.
@@ -75,9 +95,11 @@ class PostgresWakeUps:
         await self.close()
         self._connection = connection = await self._store.listening_connection(place)
         try:
+            await connection.execute(f"SELECT {_KEEPALIVES}".encode())
             await self._store.share(connection)
             await connection.execute(f"LISTEN {CHANNEL}".encode())
             await self._check(connection)
+            self._relays, self._leaving = await self._store.sharing(connection), set()
         except psycopg.Error as error:
             raise StoreUnavailable("the database cannot be listened to") from error
         self.are_heard = True
@@ -116,7 +138,18 @@ class PostgresWakeUps:
                 self._hear(heard.payload)
             async with asyncio.timeout(BEAT_SECONDS):  # a peer that is gone says nothing
                 # psycopg cancels a statement that runs by asking the server: one that is nearly done is waited for
-                await to_its_end(connection.execute("SELECT 1"), seconds=1.0)
+                relays = await to_its_end(self._store.sharing(connection), seconds=1.0)
+            async for heard in connection.notifies(timeout=0):  # a goodbye comes before its relay is gone
+                self._hear(heard.payload)
+            self._see(relays)
+
+    def _see(self, relays: frozenset[int]) -> None:
+        """See which relays listen now. One that is gone without a goodbye may have changed something that it could not tell any more."""
+        if self._relays - relays - self._leaving:
+            logger.warning("another relay has ended without a goodbye")
+            self._gone()
+        self._relays = relays
+        self._leaving &= relays
 
     async def _begin_again(self) -> None:
         pauses = iter(_PAUSES)
@@ -134,6 +167,7 @@ class PostgresWakeUps:
 
     def _hear(self, payload: str) -> None:
         teller, *lines = payload.split("\n")
+        self._leaving.update(int(line.removeprefix(_LEAVES)) for line in lines if line.startswith(_LEAVES))
         if teller != self._name or monotonic() < self._hears_ours_until:
             topics, members = (
                 frozenset(line.removeprefix(kind) for line in lines if line.startswith(kind))

@@ -358,6 +358,9 @@ async def test_a_statement_that_runs_again_takes_its_own_proof(
 # Wake-ups
 
 
+def nothing() -> None: ...
+
+
 async def test_what_is_told_is_heard_by_the_others_when_it_is_committed(
     stores: tuple[PostgresStore, PostgresStore], place: PostgresUri
 ) -> None:
@@ -366,9 +369,9 @@ async def test_what_is_told_is_heard_by_the_others_when_it_is_committed(
     assert other.nodes is not None
     heard: asyncio.Queue[tuple[WakeUp, object]] = asyncio.Queue()
     own: list[WakeUp] = []
-    one.nodes.wake_ups.follow(own.append, lambda: None)
+    one.nodes.wake_ups.follow(own.append, nothing, nothing)
     other.nodes.wake_ups.follow(
-        lambda wake: heard.put_nowait((wake, query(place, "SELECT name FROM accounts"))), lambda: None
+        lambda wake: heard.put_nowait((wake, query(place, "SELECT name FROM accounts"))), nothing, nothing
     )
     wake = WakeUp(topics=frozenset({"inbox anna", "request frame x"}), members=frozenset({"bert"}))
     tell = one.nodes.wake_ups.in_transaction
@@ -397,6 +400,72 @@ def test_a_wake_up_of_many_is_told_in_payloads_that_the_server_takes() -> None:
     )
 
 
+def end_listening(place: PostgresUri) -> None:
+    """End the sessions in which relays listen, each of which has a lock."""
+    query(place, "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+
+
+@pytest.mark.parametrize(("says_goodbye", "is_missed"), [(True, []), (False, ["one"])])
+async def test_a_relay_that_ends_without_a_goodbye_is_missed(
+    place: PostgresUri,
+    says_goodbye: bool,  # noqa: FBT001  pytest
+    is_missed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgres_nodes, "BEAT_SECONDS", 0.2)
+    missed: list[str] = []
+    async with open_postgres(place, serves=True) as stays:
+        assert stays.nodes is not None
+        wake_ups = stays.nodes.wake_ups
+        wake_ups.follow(lambda _: None, nothing, lambda: missed.append("one"))
+        async with open_postgres(place, serves=True) as ends:
+            assert ends.nodes is not None
+            async with asyncio.timeout(60):
+                while len(wake_ups._relays) < 2:  # noqa: ASYNC110  what it has seen
+                    await asyncio.sleep(0.01)
+            if says_goodbye:
+                await ends.nodes.wake_ups.leave()
+        async with asyncio.timeout(60):
+            while len(wake_ups._relays) == 2:  # noqa: ASYNC110  as above
+                await asyncio.sleep(0.01)
+        assert missed == is_missed
+
+
+async def test_the_server_looks_whether_the_machine_of_a_relay_has_vanished(
+    place: PostgresUri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server tells what its socket says."""
+    monkeypatch.setattr(postgres_nodes, "BEAT_SECONDS", 0.2)
+    names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
+    async with open_postgres(place, serves=True) as store:
+        assert store.nodes is not None
+        connection = store.nodes.wake_ups._connection
+        assert connection is not None
+        told = [await (await connection.execute(f"SHOW {name}".encode())).fetchone() for name in names]
+    assert told == [("5",), ("2",), ("3",), ("10000",)]
+
+
+async def test_a_relay_that_ends_in_order_lets_nobody_read_again(
+    place: PostgresUri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_nodes, "BEAT_SECONDS", 0.2)
+    async with running_relay(tmp_path, place=place, clock=None) as stays:
+        wake_ups: Any = stays.app[RELAY]._nodes.wake_ups  # type: ignore[union-attr]
+        gone: list[str] = []
+        monkeypatch.setattr(wake_ups, "_gone", lambda: gone.append("one"))
+        for unsure in (0, 1):
+            async with running_relay(tmp_path, place=place, clock=None, url=stays.url) as ends:
+                async with asyncio.timeout(60):
+                    while len(wake_ups._relays) < 2:  # noqa: ASYNC110  what it has seen
+                        await asyncio.sleep(0.01)
+                if unsure:  # a change of which it does not know whether it is there
+                    ends.app[RELAY]._unsure.note({"alice": 1}, WakeUp(topics=frozenset({"inbox anna"})))
+            async with asyncio.timeout(60):
+                while len(wake_ups._relays) == 2:  # noqa: ASYNC110  as above
+                    await asyncio.sleep(0.01)
+            assert len(gone) == unsure
+
+
 async def test_who_waits_reads_again_when_a_relay_has_heard_nothing_for_a_while(
     two: Pair, place: PostgresUri, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,10 +477,7 @@ async def test_who_waits_reads_again_when_a_relay_has_heard_nothing_for_a_while(
     monkeypatch.setattr(wake_ups, "_hear", lambda _: None)  # all is lost
     name = fresh_id()
     await two.frame.submit(anna, name=name)
-    query(
-        place,
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' OR query = 'SELECT 1'",
-    )
+    end_listening(place)
     (item,) = (await waiting).body["requests"]
     assert item["id"] == name
 
@@ -598,6 +664,10 @@ class Wire:
         self._port = port
         self._open: set[asyncio.StreamWriter] = set()
         self.is_cut = False
+        self.keeps: bytes | None = (
+            None  # what the relay says that does not come to the database, nor what follows it
+        )
+        self.kept = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.is_cut:
@@ -610,6 +680,10 @@ class Wire:
         async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
             with contextlib.suppress(OSError):
                 while data := await source.read(65_536):
+                    if sink is away and self.keeps is not None and self.keeps in data:
+                        self.kept.set()
+                        await source.read(-1)
+                        break
                     sink.write(data)
             for end in ends:
                 end.transport.abort()
@@ -718,7 +792,7 @@ async def test_after_the_database_was_away_for_long_no_holder_is_blamed(
         for each in (clock, two.first.clock):  # of both relays, and of who calls them
             each.ahead += 100
         stored = query(place, "SELECT version FROM account_states")
-        query(place, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+        end_listening(place)
         while query(place, "SELECT version FROM account_states") == stored:  # noqa: ASYNC110  a relay does it
             await asyncio.sleep(0.05)
         assert await two.frame.claimer(name) == anna.name

@@ -6,21 +6,24 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
 import pytest
 import redis
 
 from companion_push.errors import StoreUnavailable
+from companion_push.relay import postgres_nodes
 from companion_push.relay import redis_states as redis_module
 from companion_push.relay.app import RELAY
 from companion_push.relay.held_requests import HeldRequest
 from companion_push.relay.nodes import WakeUp
 from companion_push.relay.unsure_writes import PAUSES, UnsureWrites
 from headless_passkey.process.tasks import end
+from tests.companion.program import running
 from tests.loop_clock import LoopClock
-from tests.relay.household import fresh_id
-from tests.relay.redis_servers import RedisServer
+from tests.relay.household import Caller, Clock, fresh_id, running_relay
+from tests.relay.redis_servers import RedisServer, uri
 from tests.relay.stores import postgres
-from tests.relay.test_nodes import Pair, at, held, pair
+from tests.relay.test_nodes import Pair, at, held, pair, wired
 from tests.relay.test_two_stores import Stops, killed
 
 LONG: Final = 1e6  # seconds
@@ -212,4 +215,45 @@ async def test_who_waits_at_another_relay_hears_of_a_change_that_a_server_makes_
         claimed = await anna.act(two.frame, name, "claimed", word=word)
         assert claimed.problem == "store-unavailable"
         server.send(signal.SIGCONT)
+        assert (await heard(waiting))["state"] == "claimed"
+
+
+@pytest.mark.usefixtures("woken_only")
+async def test_who_waits_at_another_relay_hears_of_a_change_whose_relay_was_killed_between_the_two_commits(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay that is killed is a program. Its last words to the database do not arrive, and its state is in Redis."""
+    monkeypatch.setattr(postgres_nodes, "BEAT_SECONDS", 0.5)
+    place, states = postgres().database_for(tmp_path), server.place()
+    async with (
+        wired(place) as (wire, through),
+        running_relay(tmp_path, place=place, states=states, clock=None) as stays,
+        running(
+            *("relay", "--listen", "127.0.0.1:0", "--public-url", stays.url),
+            *("--store", through.uri, "--states", uri(states)),
+        ) as program,
+    ):
+        listens_at = await program.line()
+        home = await stays.household()
+        anna, frame = home.companions[0], home.devices[0]
+        name = fresh_id()
+        await frame.submit(anna, name=name)
+        (item,) = await anna.inbox()
+        device = at(stays, frame)
+        version = (await device.status(name))["version"]
+        waiting = await held(stays, device, f"/v1/requests/{name}?version={version}&wait=25")
+        wake_ups: Any = stays.app[RELAY]._nodes.wake_ups  # type: ignore[union-attr]
+        async with asyncio.timeout(60):
+            while len(wake_ups._relays) < 2:  # noqa: ASYNC110  what it has seen
+                await asyncio.sleep(0.01)
+        there = Caller(anna.person, stays.session, stays.url, Clock(), at=listens_at)
+        await there.get("/v1/ring")  # the nonce
+        wire.keeps = b"topic "
+        claims = asyncio.ensure_future(there.claims(frame, item))
+        async with asyncio.timeout(60):
+            await wire.kept.wait()
+        assert not waiting.done()
+        program.process.kill()
+        with pytest.raises(aiohttp.ClientError):
+            await claims
         assert (await heard(waiting))["state"] == "claimed"
