@@ -6,7 +6,8 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from socket import SO_RCVBUF, SO_SNDBUF, SOL_SOCKET
+from typing import Any, Final
 
 import aiohttp
 import pytest
@@ -28,6 +29,9 @@ from tests.relay.stores import of_one_process
 from tests.trust.people import companion
 
 PROTOCOL = "graphql-transport-ws"
+PATIENCE: Final = 60.0  # seconds
+LONG: Final = 1e6  # seconds
+_STILL: Final = 1.0  # seconds after which who has taken nothing takes nothing more
 FOLLOW = """subscription Follow($cursor: String) {
   inbox(cursor: $cursor) { cursor requests { device id state sealed } wordWanted ring { version } }
 }"""
@@ -529,6 +533,71 @@ async def test_a_relay_that_ends_closes_every_connection(tmp_path: Path) -> None
         for socket in sockets:
             assert await socket.closed() == (1001, "draining")
         await ending
+
+
+@contextlib.asynccontextmanager
+async def deaf(relay: Relay, caller: Caller, *, follows: bool) -> AsyncIterator[web.Request]:
+    """A connection of a caller that does not read, with all buffers full. follows: whether it has a subscription."""
+    async with aiohttp.ClientSession() as session:
+        mine = Caller(caller.person, session, caller.url, caller.clock, caller.newest)
+        async with begun(mine) as socket:
+            if follows:
+                await socket.follow()
+                await socket.inbox()
+            (here,) = endpoint(relay)._connections
+            request, reader = here._request, socket.socket._response.connection
+            assert request.transport is not None
+            assert reader is not None
+            assert reader.transport is not None
+            reader.transport.pause_reading()
+            request.transport.set_write_buffer_limits(high=1)
+            for wire, size in ((request.transport, SO_SNDBUF), (reader.transport, SO_RCVBUF)):
+                # the smallest that the system has
+                wire.get_extra_info("socket").setsockopt(SOL_SOCKET, size, 1)
+            with contextlib.suppress(TimeoutError):
+                while True:  # until the relay answers no more, and therefore reads no more
+                    async with asyncio.timeout(_STILL):
+                        await socket.socket.ping(b"-" * 125)
+            try:
+                yield request
+            finally:
+                if reader.transport is not None:
+                    reader.transport.abort()
+
+
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize("follows", [True, False])
+async def test_a_peer_that_does_not_read_keeps_no_relay_from_its_end(
+    tmp_path: Path,
+    follows: bool,  # noqa: FBT001  pytest
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The close frame does not leave either."""
+    monkeypatch.setattr(subscriptions, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(subscriptions, "SEND_SECONDS", LONG)
+    async with running_relay(tmp_path / "r", graphql=True) as relay:
+        phone = (await relay.household()).companions[0]
+        async with deaf(relay, phone, follows=follows) as request, asyncio.timeout(PATIENCE):
+            await relay.app.shutdown()
+            while endpoint(relay)._connections:  # noqa: ASYNC110  nothing tells of it
+                await asyncio.sleep(0.01)
+            assert request.transport is None
+
+
+@pytest.mark.threat("T17")
+async def test_a_peer_that_neither_reads_nor_follows_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriptions, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(subscriptions, "SEND_SECONDS", LONG)
+    async with running_relay(tmp_path / "r", graphql=True) as relay:
+        phone = (await relay.household()).companions[0]
+        async with deaf(relay, phone, follows=False) as request, asyncio.timeout(PATIENCE):
+            (here,) = endpoint(relay)._connections
+            await here.close(1000, "idle")
+            while endpoint(relay)._connections:  # noqa: ASYNC110  nothing tells of it
+                await asyncio.sleep(0.01)
+            assert request.transport is None
 
 
 async def test_a_connection_ends_when_a_new_proof_is_due(tmp_path: Path) -> None:

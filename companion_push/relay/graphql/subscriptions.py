@@ -183,9 +183,15 @@ class _Connection:
                     task.cancel()
 
     async def close(self, code: int, reason: str) -> None:
-        if not self._closed:
-            self._closed = True
-            await self._socket.close(code=code, message=reason.encode())
+        """Close the connection: the peer has `_CLOSE_SECONDS` to take the close frame, and as many to answer it."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            async with asyncio.timeout(2 * _CLOSE_SECONDS):
+                await self._socket.close(code=code, message=reason.encode())
+        except TimeoutError as error:  # aiohttp waits for ever until a peer that does not read has taken it
+            self._cut(error)
 
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
         until = asyncio.get_running_loop().time() + INIT_SECONDS
