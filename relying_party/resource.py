@@ -19,9 +19,9 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -50,6 +50,8 @@ KEYS_PAUSE: Final = 60.0  # seconds between two fetches for an unknown key, and 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)  # token68, RFC 9110 §11.2
 
 logger = logging.getLogger(__name__)
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,7 @@ class Guard:
         self._used_proofs: UsedProofs = ProofsInMemory() if used_proofs is None else used_proofs
         self._known_keys = KnownKeys()
         self._http: aiohttp.ClientSession | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def opened(self, _app: web.Application) -> AsyncIterator[None]:
         """Open the connection to the relying party; for ``app.cleanup_ctx``."""
@@ -125,7 +128,19 @@ class Guard:
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
         ) as self._http:
-            yield
+            try:
+                yield
+            finally:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def begin(self, work: Coroutine[Any, Any, _Value]) -> "asyncio.Task[_Value]":
+        """Begin what no caller's end is to cancel; it ends with the connection to the relying party."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     @web.middleware
     async def middleware(
@@ -265,8 +280,7 @@ class Keys:
     _keys: Mapping[str, ECKey] = field(default_factory=dict, repr=False)
     _fetched: float | None = None
     _tried: float | None = None  # also when that failed
-    _fetches: int = 0  # that an answer has ended, or its want
-    _fetching: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
+    _fetching: "asyncio.Task[IssuerUnavailable | None] | None" = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check_secure(self.jwks_uri)
@@ -287,17 +301,20 @@ class Keys:
         """Find a key by name, and fetch the key set again for an unknown one.
 
         A known key waits for no fetch but its own: a relying party that does not answer delays one caller in `KEYS_PAUSE`.
-        Callers with an unknown key, as before the first key set has come, wait for one fetch at the most, together: each in turn
-        would wait for all before it.
+        Callers with an unknown key, as before the first key set has come, wait for one fetch at the most, together. It is nobody's own:
+        whoever leaves, it goes on, so that callers who come and go ask the relying party no more often than others.
         """
-        may_come = self._fetching.locked() and name not in self._keys
-        if may_come or self._is_due(name, guard.clock()):
-            fetches = self._fetches
-            async with self._fetching:
-                if self._fetches == fetches and self._is_due(name, guard.clock()):
-                    await self._fetch(name, guard)
+        failed: IssuerUnavailable | None = None
+        if self._fetching is not None and not self._fetching.done():
+            if name not in self._keys:
+                failed = await self._outcome(self._fetching)
+        elif self._is_due(name, guard.clock()):
+            self._fetching = guard.begin(self._fetch(guard))
+            failed = await self._outcome(self._fetching)
         if name in self._keys:
             return self._keys[name]
+        if failed is not None:
+            raise IssuerUnavailable(str(failed)) from failed
         if self._tried != self._fetched:
             raise IssuerUnavailable("the relying party's keys could not be fetched a moment ago")
         raise TokenInvalid("the token is signed with a key that the relying party does not have")
@@ -309,21 +326,22 @@ class Keys:
         wanted = name not in self._keys or abs(now - self._fetched) > KEYS_SECONDS
         return wanted and abs(now - self._tried) > KEYS_PAUSE
 
-    async def _fetch(self, name: str, guard: Guard) -> None:
-        before, self._tried = self._tried, guard.clock()
+    async def _fetch(self, guard: Guard) -> IssuerUnavailable | None:
+        """Fetch the key set; returns why there is none."""
+        self._tried = guard.clock()
         try:
             self._keys = _key_set(await guard.ask("GET", self.jwks_uri))
         except IssuerUnavailable as error:
-            self._fetches += 1
-            if name not in self._keys:
-                raise
-            logger.warning("keys could not be fetched again, those known are used: %s", error)
-        except asyncio.CancelledError:  # that a caller has gone says nothing of the relying party
-            self._tried = before
-            raise
-        else:
-            self._fetches += 1
-            self._fetched = self._tried
+            if self._keys:
+                logger.warning("keys could not be fetched again, those known are used: %s", error)
+            return error
+        self._fetched = self._tried
+        return None
+
+    async def _outcome(self, fetching: "asyncio.Task[IssuerUnavailable | None]") -> IssuerUnavailable | None:
+        """Wait for a fetch, which whoever is cancelled leaves."""
+        await asyncio.wait((fetching,))
+        return IssuerUnavailable("the guard is closed") if fetching.cancelled() else fetching.result()
 
 
 class _Active(msgspec.Struct):

@@ -708,16 +708,16 @@ async def test_before_there_is_a_key_callers_wait_for_one_fetch_together(tmp_pat
             assert fetches == 2
 
 
-async def test_a_caller_who_goes_while_keys_are_fetched_leaves_the_fetch_to_the_next(tmp_path: Path) -> None:
+@pytest.mark.threat("T17")
+async def test_callers_who_come_and_go_while_keys_are_fetched_ask_for_them_once(tmp_path: Path) -> None:
     key, clock, fetches = TokenKey.load(tmp_path / "key.pem"), Clock(), 0
-    asked, silent = asyncio.Event(), asyncio.Event()
+    asked, answers = asyncio.Event(), asyncio.Event()
 
     async def answer(_: web.Request) -> web.Response:
         nonlocal fetches
         fetches += 1
         asked.set()
-        if fetches == 1:
-            await silent.wait()
+        await answers.wait()
         return web.json_response({"keys": [key.public()]})
 
     app = web.Application()
@@ -727,12 +727,43 @@ async def test_a_caller_who_goes_while_keys_are_fetched_leaves_the_fetch_to_the_
         guard = Guard(resource=RESOURCE, issuer=WEB_ORIGIN, verify=verify, clock=clock)
         async with TestClient(TestServer(guarded(guard))) as api:
             site = Site(http=api, app=api.app, clock=clock, config=make_config(tmp_path / "rp.sqlite"))
-            token = Services(site=site, api=api, guard=guard, key=key).forge(Device())
-            goes, stays = [asyncio.ensure_future(verify(token, guard)) for _ in range(2)]
-            await asked.wait()
-            goes.cancel()
+            services = Services(site=site, api=api, guard=guard, key=key)
+            token, unknown = services.forge(Device()), services.forge(Device(), header={"kid": "unknown"})
+            for _ in range(5):
+                goes = asyncio.ensure_future(verify(unknown, guard))
+                await asked.wait()
+                await asyncio.sleep(0)
+                goes.cancel()
+                await asyncio.wait((goes,))
+            stays = asyncio.ensure_future(verify(token, guard))
+            answers.set()
             assert (await stays).iss == WEB_ORIGIN
-            silent.set()
+            assert fetches == 1
+
+
+async def test_a_guard_that_is_closed_leaves_no_fetch_behind(tmp_path: Path) -> None:
+    key, clock, asked = TokenKey.load(tmp_path / "key.pem"), Clock(), asyncio.Event()
+
+    async def answer(_: web.Request) -> web.Response:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    async with TestServer(app, shutdown_timeout=0) as server, asyncio.timeout(PATIENCE):
+        verify = Keys(jwks_uri=str(server.make_url("/")))
+        guard = Guard(resource=RESOURCE, issuer=WEB_ORIGIN, verify=verify, clock=clock)
+        async with TestClient(TestServer(guarded(guard))) as api:
+            site = Site(http=api, app=api.app, clock=clock, config=make_config(tmp_path / "rp.sqlite"))
+            token = Services(site=site, api=api, guard=guard, key=key).forge(Device())
+            caller = asyncio.ensure_future(verify(token, guard))
+            await asked.wait()
+            before = asyncio.all_tasks()
+        with pytest.raises(IssuerUnavailable, match="the guard is closed"):
+            await caller
+        (fetch,) = [task for task in before if "Keys._fetch" in repr(task.get_coro())]
+        assert fetch.done()
 
 
 @pytest.mark.parametrize("goes", [False, True], ids=["stays", "goes"])
@@ -773,7 +804,7 @@ async def test_callers_with_a_new_key_wait_for_the_fetch_that_the_first_of_them_
             answers.set()
             outcomes = await asyncio.gather(*others, return_exceptions=True)
             assert [getattr(one, "iss", one) for one in outcomes] == [WEB_ORIGIN] * 3
-            assert fetches == (3 if goes else 2)
+            assert fetches == 2
             assert first.cancelled() if goes else (await first).iss == WEB_ORIGIN
 
 
