@@ -92,13 +92,18 @@ class Lookups:
             self._leave(lookup)
 
     def addresses(
-        self, hosts: Iterable[str], is_over: Callable[[], bool] = lambda: False
+        self,
+        hosts: Iterable[str],
+        is_over: Callable[[], bool] = lambda: False,
+        *,
+        seconds: float | None = None,
     ) -> dict[str, list[str] | Exception]:
         """The addresses of each host, or why it has none (`OSError`, `UnicodeError`), for a thread that may wait.
 
-        It waits `THREAD_SECONDS` at the most for all of them together, and no longer when `is_over`, as when its program ends.
+        It waits `seconds` at the most for all of them together, by default `THREAD_SECONDS`, and `LOOK_SECONDS` when `is_over`, as
+        when its program ends.
         """
-        until = monotonic() + THREAD_SECONDS
+        until = monotonic() + (THREAD_SECONDS if seconds is None else seconds)
         found: dict[str, list[str] | Exception] = {host: [host] for host in hosts}
         asked = {
             host: self._ask((host, None, ("type", socket.SOCK_STREAM)), None)
@@ -107,8 +112,10 @@ class Lookups:
         }
         try:
             waiting = {lookup.answer for lookup in asked.values()}
-            while waiting and (left := until - monotonic()) > 0 and not is_over():
+            while waiting and (left := until - monotonic()) > 0:
                 waiting = wait(waiting, timeout=min(left, LOOK_SECONDS)).not_done
+                if is_over():
+                    break
             for host, lookup in asked.items():
                 found[host] = self._said(lookup)
         finally:

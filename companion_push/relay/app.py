@@ -322,6 +322,7 @@ class RelayEndpoints:
         self._own_states = states
         self.log_limit = LogLimit(tell=_left_out)  # while the store is away, members poll on
         self._look: Callable[[], object] | None = None  # at the servers of states beside the database
+        self._leave: Callable[[], None] = lambda: None  # their name servers, when the relay ends
         self._unusable = ""  # what it has found wrong, as was logged last
         self._states_beside = config.states is not None  # their store commits by itself
         self.traces = traces
@@ -1168,6 +1169,7 @@ class RelayEndpoints:
             try:
                 yield
             finally:
+                self._leave()
                 try:
                     await end(*tasks)
                     if self.webhook_sender is not None:
@@ -1192,7 +1194,7 @@ class RelayEndpoints:
         from companion_push.relay.redis_states import open_redis  # noqa: PLC0415  it needs an extra
 
         async with open_redis(self._config.states) as states:
-            self._own_states, self._look = states, states.look
+            self._own_states, self._look, self._leave = states, states.look, states.leave
             yield
 
     async def _share(self, nodes: Nodes) -> None:

@@ -27,7 +27,8 @@ from companion_push.relay.account_states import ABSENT, EnvelopeKey, Value, Writ
 from companion_push.relay.redis_place import RedisPlace
 from headless_passkey.errors import SetupReason
 from headless_passkey.mends import setup_error
-from headless_passkey.process.tasks import to_its_end
+from headless_passkey.process.tasks import until_done
+from name_lookups.resolver import OURS
 
 try:
     import redis
@@ -58,6 +59,7 @@ BUCKETS: Final = (
     256  # slots that accounts are spread over, so that a Cluster has a use for that many primaries
 )
 _SECONDS: Final = 2.0  # for one answer, and to connect
+_NAME_SECONDS: Final = 6.0  # for a name: a system whose first name server is gone asks the second one after 5
 _TRY_SECONDS: Final = 15.0  # for one that tries it again, at most: two tries, and a Cluster's nodes
 _AWAY_SECONDS: Final = 1.0  # for which what did not answer is not asked: thousands would wait for each try
 # seconds after the end of a value until it expires: the sweep comes first, and the server's clock may jump by that much
@@ -144,6 +146,8 @@ class RedisStates:
         self._trying = threading.Lock()
         self._scripts: dict[str, str] = {}  # their hashes
         self._new_nodes: _NewNodes | None = None  # of a Cluster
+        self._ends = False
+        self._kind = _connections(tls=place.tls, is_over=lambda: self._ends)
 
     # What a store does
 
@@ -433,7 +437,7 @@ class RedisStates:
             max_connections=CONNECTIONS,
             timeout=_SECONDS,
             retry=Retry(NoBackoff(), 1),  # on a connection that was cut while nobody used it
-            connection_class=redis.SSLConnection if self._place.tls else redis.Connection,
+            connection_class=self._kind,
             **settings,
         )
         one = redis.Redis(connection_pool=pool)
@@ -449,14 +453,16 @@ class RedisStates:
         one.connection_pool.disconnect()
         if self._place.number:
             raise _unusable("a Cluster has no database but 0", SetupReason.STATE_INCOMPATIBLE)
+        # of the hosts the one that has just answered; from then on it knows the nodes by what they say
         self.client = RedisCluster(
-            startup_nodes=[ClusterNode(*each) for each in self._place.hosts],  # type: ignore[no-untyped-call]
+            startup_nodes=[ClusterNode(host, port)],  # type: ignore[no-untyped-call]
             max_connections=CONNECTIONS,
             retry=Retry(NoBackoff(), 2),
             ssl=self._place.tls,
             **settings,
         )
         self._new_nodes = _NewNodes(self.client)
+        _connect_by(self.client, self._kind)
 
     def _settings(self) -> dict[str, Any]:
         """The settings of each connection."""
@@ -519,6 +525,10 @@ class RedisStates:
             raise failed
         return told
 
+    def leave(self) -> None:
+        """Wait for no name server any more: the relay ends."""
+        self._ends = True
+
     def close(self) -> None:
         client = getattr(self, "client", None)
         if client is not None:
@@ -527,6 +537,47 @@ class RedisStates:
                 self._new_nodes.close()
             if not self.is_cluster:
                 client.connection_pool.disconnect()
+
+
+def _connections(*, tls: bool, is_over: Callable[[], bool]) -> type[redis.Connection]:
+    """The kind of connections that look a host's name up in bounded time, and that the relay's end does not wait for."""
+
+    class Plain(redis.Connection):
+        def _connect(self) -> Any:
+            name, failed = self.host, OSError("the name has no address")
+            found = OURS.addresses([name], is_over, seconds=_NAME_SECONDS)[name]
+            if isinstance(found, Exception):
+                raise OSError(str(found)) from found
+            for address in found:
+                self.host = address
+                try:
+                    return super()._connect()  # type: ignore[no-untyped-call]
+                except OSError as error:
+                    failed = error
+                finally:
+                    self.host = name  # which TLS looks for in the certificate
+            raise failed
+
+    class Tls(redis.SSLConnection, Plain):
+        pass
+
+    return Tls if tls else Plain
+
+
+def _connect_by(cluster: RedisCluster, kind: type[redis.Connection]) -> None:
+    """Have a Cluster make connections of this kind, to nodes that it will know too: it takes none when it is made."""
+    manager = cluster.nodes_manager
+    make = manager.create_redis_node
+
+    def made(*args: Any, **options: Any) -> redis.Redis:
+        node: redis.Redis = make(*args, **options)  # type: ignore[no-untyped-call]
+        node.connection_pool.connection_class = kind
+        return node
+
+    manager.create_redis_node = made  # type: ignore[method-assign]
+    for node in cluster.get_nodes():  # type: ignore[no-untyped-call]
+        if node.redis_connection is not None:
+            node.redis_connection.connection_pool.connection_class = kind
 
 
 class _NewNodes:
@@ -568,7 +619,14 @@ async def open_redis(place: RedisPlace) -> AsyncIterator[RedisStates]:
     """Open the account states at `place`. `StoreUnavailable` where nobody answers, `StoreUnusable` where it cannot be used."""
     states = RedisStates(place)
     try:
-        await to_its_end(asyncio.to_thread(states.open))
+        opening = asyncio.ensure_future(asyncio.to_thread(states.open))
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            states.leave()
+            await until_done(opening)
+            opening.exception()
+            raise
         yield states
     finally:
         states.close()

@@ -5,6 +5,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import aiohttp
@@ -14,7 +15,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from companion_push.errors import StoreUnavailable
 from companion_push.push.vapid import VapidKey
+from companion_push.relay import redis_states
 from companion_push.relay.postgres import _ERRORS
+from companion_push.relay.redis_place import RedisPlace
 from name_lookups import resolver
 from name_lookups.resolver import Lookups, NoAnswer
 from postgres_store.database import Database
@@ -84,6 +87,33 @@ async def test_a_server_whose_database_is_not_found_says_so_and_ends(words: tupl
     assert said.count("looking up") == 2
     assert "the database cannot be connected to: its name cannot be resolved" in said
     assert "its name server does not answer" in said
+
+
+async def test_a_relay_ends_while_its_account_states_are_looked_up(tmp_path: Path) -> None:
+    words = ("relay", "--listen", "127.0.0.1:0", "--store", str(postgres().database_for(tmp_path / "s").uri))
+    states = ("--states", "redis://states.dead.example")
+    async with (
+        running("companion_push", *words, *states, environment=dead_names()) as program,
+        asyncio.timeout(PATIENCE),
+    ):
+        await program.heard("looking up states.dead.example\n")
+        await program.end()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_who_asks_for_account_states_waits_for_no_name_when_the_relay_ends(
+    tls: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(redis_states, "_NAME_SECONDS", 3600.0)
+    states = redis_states.RedisStates(RedisPlace(hosts=(("dead.example", 6379),), tls=tls))
+    with a_name_server(monkeypatch) as server, ThreadPoolExecutor() as threads:
+        opening = threads.submit(states.open)
+        while not server.asked:
+            time.sleep(0.01)
+        states.leave()
+        with pytest.raises(StoreUnavailable, match="its name server does not answer"):
+            opening.result(PATIENCE)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import re
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
+import redis
 from certificates import Certificate
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -25,6 +27,7 @@ from companion_push.relay.account_states import ABSENT, EnvelopeKey, Value, Writ
 from companion_push.relay.redis_place import RedisPlace, redis_place
 from companion_push.relay.redis_states import RedisStates, open_redis
 from headless_passkey.errors import SetupReason, UsageError
+from name_lookups.resolver import OURS
 from tests.relay import redis_servers
 from tests.relay.redis_servers import RedisCluster, RedisServer
 
@@ -168,6 +171,7 @@ async def test_a_wrong_password_is_said_at_the_start_and_not_repeated(password: 
 async def test_it_is_spoken_to_under_tls_by_who_has_the_certificates(
     tmp_path: Path,
     loopback_certificate: Certificate,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ca, cert, key = loopback_certificate
     client = a_client(tmp_path)
@@ -178,7 +182,12 @@ async def test_it_is_spoken_to_under_tls_by_who_has_the_certificates(
         believed = server.place(tls=True, ca=ca, cert=client[0], key=client[1])
         async with open_redis(believed) as states:
             await asyncio.to_thread(does_it_all, states)
+        port, look_up = believed.hosts[0][1], socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", lambda _, *rest, **how: look_up("127.0.0.1", *rest, **how))
+        async with open_redis(replace(believed, hosts=(("localhost", port),))) as states:
+            await asyncio.to_thread(does_it_all, states)
         for refused in (
+            replace(believed, hosts=(("other.example", port),)),  # which is not in its certificate
             replace(believed, ca=None),  # nobody has signed it whom the system believes
             replace(believed, cert=None, key=None),  # the server asks for one
             replace(believed, tls=False, ca=None, cert=None, key=None),
@@ -344,6 +353,25 @@ async def test_a_cluster_does_it_all_and_goes_on_after_a_primary_was_killed(clus
             lost += [account] if newest is not None else []
         assert lost == []
         assert sorted(states.due(1.0, None)) == sorted([*accounts, "bob"])
+
+
+async def test_the_hosts_of_a_clusters_nodes_are_looked_up_in_bounded_time_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_up: list[str] = []
+    addresses = OURS.addresses
+
+    def watched(hosts: list[str], *rest: Any, **how: Any) -> Any:
+        looked_up.extend(hosts)
+        return addresses(hosts, *rest, **how)
+
+    async with open_redis(redis_servers.cluster("redis").place(prefix=f"test-{token_hex(8)}")) as states:
+        assert isinstance(states.client, redis.RedisCluster)
+        for node in states.client.get_nodes():  # type: ignore[no-untyped-call]
+            node.redis_connection.connection_pool.disconnect()
+        monkeypatch.setattr(OURS, "addresses", watched)
+        await asyncio.to_thread(does_it_all, states)
+    assert set(looked_up) == {"127.0.0.1"}
 
 
 @pytest.mark.threat("T5")
