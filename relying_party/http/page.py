@@ -48,6 +48,7 @@ _CHANGES: Final = {  # what happened, with the name of what it happened to, or w
     ChangeKind.REMOVAL_CALLED_OFF: ("The removal of {name} was called off", "A removal was called off"),
 }
 
+_LAST: Final = 253_402_300_799  # Unix time: 9999 has no second after it, and a `datetime` no later year
 _NO_PAGE: Final = "There is no page here", "The address may be mistyped, or what was here is gone."
 _PROBLEMS: Final = {
     400: ("This page cannot be shown", "The address is not one for people to open."),
@@ -302,7 +303,9 @@ def _other_name(user: User) -> str:
 
 
 def _time(seconds: int) -> str:
-    moment = datetime.fromtimestamp(seconds, UTC)
+    moment = datetime.fromtimestamp(
+        min(seconds, _LAST), UTC
+    )  # sessions of before lifetimes had a limit may end later
     return f'<time datetime="{moment:%Y-%m-%dT%H:%M:%SZ}">{moment:%Y-%m-%d %H:%M} UTC</time>'
 
 

@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from relying_party.core.callers import ClientKind
 from relying_party.core.credentials import Credential, Registered, User
-from relying_party.core.sessions import MAX_SECONDS, Lifetimes, Session
+from relying_party.core.sessions import MAX_SECONDS, Lifetimes, Session, hash_token
 from relying_party.errors import StoreUnavailable
 from relying_party.http import app
 from relying_party.http.app import make_app
@@ -165,6 +165,19 @@ async def test_the_end_of_the_longest_session_is_shown(site: Site) -> None:
     passkey, _ = await site.register(browser, "ada")
     await site.sign_in(device, passkey)
     assert (await _page(site, browser)).count("Until 2126-12-22 08:00 UTC") == 2
+
+
+async def test_a_session_that_began_with_a_longer_lifetime_is_shown_with_the_last_date_there_is(
+    site: Site,
+) -> None:
+    browser = Browser()
+    await site.register(browser, "ada")
+    assert browser.cookie
+    now, was = site.clock.now, hash_token(browser.cookie)
+    found = await site.state.store.session(was, now=now)
+    assert found is not None
+    assert await site.state.store.replace_session(replace(found[0], ends_at=10**12), was=was)
+    assert "Until 9999-12-31 23:59 UTC" in await _page(site, browser)
 
 
 def _account_of(site: Site, *credentials: Credential) -> str:
