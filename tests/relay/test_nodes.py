@@ -21,6 +21,7 @@ from companion_push.errors import StoreBusy, StoreUnusable
 from companion_push.relay import account_events, operations, postgres_nodes
 from companion_push.relay.account_states import SqlStates, States
 from companion_push.relay.app import RELAY
+from companion_push.relay.held_requests import HeldRequest
 from companion_push.relay.nodes import WakeUp
 from companion_push.relay.postgres import PostgresStore, open_postgres
 from companion_push.relay.postgres_nodes import MAX_PAYLOAD, PostgresProofs, payloads
@@ -31,6 +32,7 @@ from companion_push.relay.store_place import PostgresUri
 from companion_push.relay.stores import open_store
 from companion_push.serving import webhook_client
 from headless_passkey.process.tasks import end_quietly
+from postgres_store import database
 from tests.companion.program import Program, outcome, running
 from tests.pgbouncer import pooled
 from tests.ports import reserved_port
@@ -668,6 +670,7 @@ class Wire:
             None  # what the relay says that does not come to the database, nor what follows it
         )
         self.kept = asyncio.Event()
+        self._silent: set[asyncio.StreamWriter] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.is_cut:
@@ -684,12 +687,17 @@ class Wire:
                         self.kept.set()
                         await source.read(-1)
                         break
-                    sink.write(data)
+                    if sink not in self._silent:
+                        sink.write(data)
             for end in ends:
                 end.transport.abort()
 
         await asyncio.gather(carry(reader, away), carry(away_reader, writer))
         self._open.difference_update(ends)
+
+    def swallow(self) -> None:
+        """Carry nothing more over the connections that there are, which stay open; new ones are carried."""
+        self._silent |= self._open
 
     def cut(self) -> None:
         self.is_cut = True
@@ -736,6 +744,32 @@ async def test_a_relay_that_cannot_reach_the_database_says_so_and_goes_on_when_i
         assert (await at(first, anna).claims(two.frame, reply.body["requests"][0])).status == 200
         (item,) = (await waiting).body["requests"]
         assert item["claimed_by"] == anna.name
+
+
+async def test_who_waits_hears_of_a_change_though_all_connections_to_the_database_have_died_silently(
+    place: PostgresUri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a firewall that has forgotten them. The held call ends by nothing but a change of which it is told."""
+    monkeypatch.setattr(postgres_nodes, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(database, "SILENT_SECONDS", 1.0)
+    wait = HeldRequest.wait
+    monkeypatch.setattr(HeldRequest, "wait", lambda call, _seconds: wait(call, 1e6))
+    async with (
+        wired(place) as (wire, through),
+        running_relay(tmp_path, place=place, clock=None) as first,
+        running_relay(tmp_path, place=through, clock=None, url=first.url) as second,
+    ):
+        home = await first.household()
+        anna, frame = home.companions[0], home.devices[0]
+        there = at(second, anna)
+        cursor = (await there.get("/v1/inbox")).body["cursor"]
+        waiting = await held(second, there, f"/v1/inbox?cursor={cursor}&wait=25")
+        wire.swallow()
+        name = fresh_id()
+        await frame.submit(anna, name=name)
+        async with asyncio.timeout(60):
+            (item,) = (await waiting).body["requests"]
+        assert item["id"] == name
 
 
 async def test_who_waits_at_any_relay_is_woken_after_the_database_was_restarted(tmp_path: Path) -> None:
