@@ -19,6 +19,8 @@ from companion_push.relay.mailbox import Key, Request
 # requests that are over: the newest ones stay readable, so many of a device, and so many of its account
 OUTCOMES: Final = 8
 ALL_OUTCOMES: Final = 64
+# seconds by which a transaction may have begun before another one whose state it reads; beyond that a clock has gone back
+BEHIND: Final = 60
 
 
 class AccountState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,10 +37,13 @@ class AccountState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     def at(self, now: float) -> "AccountState":
         """The state without what is forgotten at `now`. It is itself where nothing is.
 
-        A clock that has gone back since a rate was used takes what is used along: the way back is no use of it.
+        A clock that has gone back since a rate was used takes what is used along: the way back is no use of it. So it takes
+        requests along that would come yet: their time begins anew, and they do not wait for as long as the clock went back.
         """
         if self.spent and now < self.spent_at:
             return self._taken_back(now).at(now)
+        if self.requests and self.requests[-1].submitted_at > now + BEHIND:
+            return self._with_requests_taken_back(math.ceil(self.requests[-1].submitted_at - now)).at(now)
         if min(self._ends, default=math.inf) > now:
             return self
         return replace(
@@ -56,6 +61,10 @@ class AccountState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             for whose, rates in self.spent.items()
         }
         return replace(self, spent=spent, spent_at=now)
+
+    def _with_requests_taken_back(self, back: int) -> "AccountState":
+        """All requests so many seconds earlier: of the same age among themselves."""
+        return replace(self, requests=tuple(each.earlier(back) for each in self.requests))
 
     def changes_at(self) -> float:
         """When time forgets an outcome, or the last that there is. Minus infinity: at any moment, while a request lives: stores

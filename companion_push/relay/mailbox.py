@@ -233,6 +233,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             case CompanionEvent.FAILED:
                 return self._failed(by, reason, now)
 
+    def earlier(self, seconds: int) -> "Request":
+        """The request as if all that has happened to it had been so many seconds earlier."""
+        return replace(
+            self,
+            submitted_at=self.submitted_at - seconds,
+            expires_at=self.expires_at - seconds,
+            failures=tuple(replace(each, at=each.at - seconds) for each in self.failures),
+            heard_at=max(0.0, self.heard_at - seconds),
+        )
+
     def heard(self, now: float, every: float) -> "Request":
         """The request after its holder was heard of; itself where its record says nearly that."""
         return self if now - every < self.heard_at <= now else replace(self, heard_at=now)

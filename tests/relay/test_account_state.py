@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from companion_push.relay.account_state import ALL_OUTCOMES, EMPTY, OUTCOMES, AccountState, decoded, encoded
+from companion_push.relay.account_state import (
+    ALL_OUTCOMES,
+    BEHIND,
+    EMPTY,
+    OUTCOMES,
+    AccountState,
+    decoded,
+    encoded,
+)
 from companion_push.relay.ladder import FORGOTTEN, End, Streak
 from companion_push.relay.limits import Rate
 from companion_push.relay.mailbox import GRACE, KEPT, CompanionEvent, Failure, Notice, Request
@@ -157,6 +165,33 @@ def test_a_clock_that_jumped_ahead_and_back_has_used_no_more_than_was_asked_for(
         state = taken(state, NOW)
     with pytest.raises(Problem):
         taken(state, NOW)
+
+
+@pytest.mark.threat("T5")
+@pytest.mark.parametrize("back", [61, 3600, 86_400])
+def test_a_request_whose_clock_has_gone_back_has_its_own_life_again_and_no_more(back: int) -> None:
+    failure = Failure(by="bert", reason="clock-skew", at=NOW + 8)
+    older = replace(OVER, id="r0", submitted_at=NOW - 10, expires_at=NOW + 290)
+    claimed = replace(CLAIMED, failures=(failure,), heard_at=NOW + 9.5)
+    now = NOW - back
+    state = state_of(older, claimed).at(now)
+    assert state == state_of(
+        replace(older, submitted_at=now - 10, expires_at=now + 290),
+        replace(
+            claimed,
+            submitted_at=now,
+            expires_at=now + 300,
+            failures=(replace(failure, at=now + 8),),
+            heard_at=now + 9.5,
+        ),
+    )
+    assert state.at(now + 0.5) is state
+
+
+@pytest.mark.threat("T5")
+def test_a_transaction_that_began_a_little_before_a_submission_leaves_the_request_its_time() -> None:
+    state = state_of(REQUEST)
+    assert state.at(NOW - BEHIND) is state
 
 
 def test_the_end_of_a_request_counts_for_its_device_and_its_account() -> None:

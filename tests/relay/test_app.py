@@ -187,6 +187,20 @@ async def test_the_device_ends_its_request(home: Household, event: str) -> None:
 
 
 @pytest.mark.threat("T5")
+async def test_a_clock_that_is_set_back_lets_no_request_wait_for_as_long(
+    relay: Relay, home: Household
+) -> None:
+    name = fresh_id()
+    frame, anna = home.devices[0], home.companions[0]
+    await frame.submit(anna, name=name)
+    relay.clock.ahead -= 3600
+    await relay.app[RELAY].run("", operations.sweep(None))
+    assert (await frame.status(name))["state"] == "pending"
+    relay.clock.ahead += 301
+    assert (await frame.status(name))["state"] == "expired"
+
+
+@pytest.mark.threat("T5")
 async def test_expiry_ends_claims_by_the_relays_clock(relay: Relay, home: Household) -> None:
     anna, _ = home.companions
     (frame,) = home.devices

@@ -44,8 +44,11 @@ async def jump(two: Pair, server: PostgresServer, ahead: float) -> None:
 @pytest.mark.threat("T3")
 @pytest.mark.threat("T13")
 async def test_a_claim_and_used_proofs_outlive_a_clock_that_goes_back(
-    server: PostgresServer, tmp_path: Path
+    server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(
+        operations, "SWEEP_SECONDS", HOUR
+    )  # else what waits is of the clock that has gone back
     async with pair(server.database_for(tmp_path), tmp_path) as two:
         anna, bert = two.companions
         name = fresh_id()
@@ -100,6 +103,23 @@ async def test_a_clock_that_jumps_ahead_ends_what_waits_and_what_comes_then_has_
         )
         assert sorted(reply.status for reply in replies) == [200, 409]
         assert (await two.frame.tell(after, "completed")).status == 200
+
+
+@pytest.mark.threat("T5")
+async def test_a_request_outlives_a_clock_that_goes_back_by_its_own_life_and_no_longer(
+    server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "SWEEP_SECONDS", HOUR)  # the test sweeps
+    place = server.database_for(tmp_path)
+    async with pair(place, tmp_path) as two:
+        name = fresh_id()
+        await two.frame.submit(two.companions[0], name=name)
+        await jump(two, server, -HOUR)
+        query(place, "DELETE FROM turns")
+        await two.first.app[RELAY].run("", operations.sweep(None))
+        assert (await two.frame.status(name))["state"] == "pending"
+        await jump(two, server, -HOUR + CEILING + 60)
+        assert (await two.frame.status(name))["state"] == "expired"
 
 
 async def test_what_a_killed_relay_had_kept_by_a_clock_that_has_gone_back_is_taken_up(
