@@ -143,6 +143,9 @@ class RedisStates:
         self._unlisted: set[str | None] = (
             set()
         )  # nodes whose accounts could not be listed, as was logged last
+        # what the last listing has read and not told: the next portion does not read it again, or all portions of many accounts
+        # would take as long as the square of their number
+        self._kept: _Kept | None = None
         self._trying = threading.Lock()
         self._scripts: dict[str, str] = {}  # their hashes
         self._new_nodes: _NewNodes | None = None  # of a Cluster
@@ -180,21 +183,26 @@ class RedisStates:
     def due(self, now: float, after: str | None) -> list[str]:
         """As `StateStore.due`. The order is that of the buckets, and of the accounts in each.
 
-        Accounts of a node that does not answer are left out, unless none does.
+        Accounts of a node that does not answer are left out, unless none does. A portion may have been read with the one before.
         """
-        found: list[str] = []
+        kept = self._kept
+        if after is not None and kept is not None and kept.after == after:
+            found, at, begin = kept.found, kept.at, kept.begin
+        else:
+            found, at, begin = [], 0, 0 if after is None else _bucket(after)
         nodes: dict[str | None, StoreUnavailable | None] = {}  # that were asked, and how they failed
-        first = 0 if after is None else _bucket(after)
-        for begin in range(first, BUCKETS, _AT_ONCE):
-            found += self._due(range(begin, min(begin + _AT_ONCE, BUCKETS)), now, after, nodes)
-            if len(found) >= account_states.PORTION:
-                break
+        while begin < BUCKETS and len(found) < at + account_states.PORTION:
+            end = min(begin + _AT_ONCE, BUCKETS)
+            found, at = found[at:] + self._due(range(begin, end), now, after, nodes), 0
+            begin = end
         failures = [failed for failed in nodes.values() if failed is not None]
-        if failures and len(failures) == len(nodes):
+        if failures and len(failures) == len(nodes) and len(found) == at:
             raise failures[0]
         for node, failed in nodes.items():
             self._tell(node, failed)
-        return found[: account_states.PORTION]
+        portion = found[at : at + account_states.PORTION]
+        self._kept = _Kept(portion[-1], found, at + len(portion), begin) if portion else None
+        return portion
 
     def _due(
         self,
@@ -578,6 +586,16 @@ def _connect_by(cluster: RedisCluster, kind: type[redis.Connection]) -> None:
     for node in cluster.get_nodes():  # type: ignore[no-untyped-call]
         if node.redis_connection is not None:
             node.redis_connection.connection_pool.connection_class = kind
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The rest of a listing."""
+
+    after: str  # the account after which it goes on
+    found: list[str]  # accounts that were read; one that is over by now has nothing left to be swept
+    at: int  # the place of the next one
+    begin: int  # the bucket that comes then
 
 
 class _NewNodes:

@@ -22,10 +22,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import structs
 
 from companion_push.errors import StoreUnavailable, StoreUnusable
+from companion_push.relay import account_states
 from companion_push.relay import redis_states as redis_module
 from companion_push.relay.account_states import ABSENT, EnvelopeKey, Value, Write
 from companion_push.relay.redis_place import RedisPlace, redis_place
-from companion_push.relay.redis_states import RedisStates, open_redis
+from companion_push.relay.redis_states import BUCKETS, RedisStates, open_redis
 from headless_passkey.errors import SetupReason, UsageError
 from name_lookups.resolver import OURS
 from tests.relay import redis_servers
@@ -113,6 +114,31 @@ def test_what_is_no_place_is_refused(uri: str) -> None:
         return
     with pytest.raises(UsageError, match="states: "):
         redis_place(uri)
+
+
+# What time changes
+
+
+async def test_all_portions_of_a_listing_read_each_list_once() -> None:
+    """Of many accounts, each portion would read the lists of all that come after it."""
+    accounts = {f"account {number}" for number in range(3 * account_states.PORTION + 1)}
+    async with of_its_own("redis") as server, open_redis(server.place()) as states:
+
+        def listed() -> list[str]:
+            for account in accounts:
+                states.cas(write(account, 5))
+            found: list[str] = []
+            after: str | None = None
+            while portion := states.due(1.0, after):
+                found, after = [*found, *portion], portion[-1]
+            return found
+
+        found = await asyncio.to_thread(listed)
+        assert (len(found), set(found)) == (len(accounts), accounts)
+        asked: Any = states.client
+        assert asked.info("commandstats")["cmdstat_zrangebyscore"]["calls"] == BUCKETS
+        again = await asyncio.to_thread(states.due, 1.0, found[150])  # which no listing goes on after
+        assert again == found[151 : 151 + account_states.PORTION]
 
 
 # Who may use it
