@@ -233,10 +233,10 @@ class PhoneDevice(CtapDevice):
 
     def _remember(self, probe: GetAssertionRequest) -> bytes:
         """Store a probe: `Fido2Client` probes an allow list credential by credential, and a phone is not asked for each."""
-        for credential_id in probe.allow_list:
-            self._probed[probe.rp_id, credential_id] = None
-        if len(self._probed) > MAX_PROBES:
+        probed = self._probed | {(probe.rp_id, credential_id): None for credential_id in probe.allow_list}
+        if len(probed) > MAX_PROBES:  # of those that a program goes on with all the same no more is kept
             return bytes([Status.LIMIT_EXCEEDED])
+        self._probed = probed
         return bytes([Status.NO_CREDENTIALS])
 
     def _whole_list(

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -312,6 +313,26 @@ def test_more_than_can_be_probed_is_refused_before_anybody_is_asked() -> None:
         client_of(device).get_assertion(request(*many))
     assert refused.value.cause.code is Fido2Error.ERR.LIMIT_EXCEEDED
     assert not phone.asks
+
+
+def test_of_a_program_that_probes_on_no_more_is_kept() -> None:
+    with device_of(having("ada")) as device:
+        ctap = Ctap2(device)
+        refused = Counter[int]()
+        for number in range(3 * MAX_PROBES):
+            with pytest.raises(Fido2Error) as answer:
+                ctap.get_assertion(
+                    "login.example",
+                    bytes(32),
+                    [{"type": "public-key", "id": b"%d" % number}],
+                    options={"up": False},
+                )
+            refused[answer.value.code] += 1
+        assert refused == {
+            Fido2Error.ERR.NO_CREDENTIALS: MAX_PROBES,
+            Fido2Error.ERR.LIMIT_EXCEEDED: 2 * MAX_PROBES,
+        }
+        assert len(device._probed) == MAX_PROBES
 
 
 def test_a_list_that_no_message_carries_is_refused_before_anybody_is_asked() -> None:
