@@ -195,7 +195,7 @@ class Database:
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
         self._used: set[Connection] = set()
         self._looking: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._closed = self._ends = False
         self._away_until = (
             0.0  # by the monotonic clock: a server that was away a moment ago is not waited for
         )
@@ -363,7 +363,7 @@ class Database:
             return {}
         if known.get("hostaddr") or os.environ.get("PGHOSTADDR") or len(ports) not in (1, len(hosts)):
             return {}  # of the last the driver says what is wrong
-        found = self._addresses([host for host in hosts if _is_name(host)], lambda: self._closed)
+        found = self._addresses([host for host in hosts if _is_name(host)], lambda: self._ends)
         places: list[tuple[str, str, str]] = []
         failed: Exception | None = None
         for host, port in zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=True):
@@ -396,8 +396,13 @@ class Database:
             raise self.errors.unavailable(f"the database cannot be connected to: {error.strerror}") from error
         return connection
 
+    def leave(self) -> None:
+        """Wait for no name server any more: the program ends."""
+        self._ends = True
+
     def close(self) -> None:
         """Close the connections, once no thread uses one. None of its own threads may call this."""
+        self.leave()
         self._closed = True
         self._threads.shutdown()
         while not self._idle.empty():

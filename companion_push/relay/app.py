@@ -322,7 +322,7 @@ class RelayEndpoints:
         self._own_states = states
         self.log_limit = LogLimit(tell=_left_out)  # while the store is away, members poll on
         self._look: Callable[[], object] | None = None  # at the servers of states beside the database
-        self._leave: Callable[[], None] = lambda: None  # their name servers, when the relay ends
+        self._leave_states: Callable[[], None] = lambda: None
         self._unusable = ""  # what it has found wrong, as was logged last
         self._states_beside = config.states is not None  # their store commits by itself
         self.traces = traces
@@ -1169,7 +1169,7 @@ class RelayEndpoints:
             try:
                 yield
             finally:
-                self._leave()
+                self.leave()
                 try:
                     await end(*tasks)
                     if self.webhook_sender is not None:
@@ -1185,6 +1185,12 @@ class RelayEndpoints:
                         self._database = None
                         self.log_limit.end()
 
+    def leave(self) -> None:
+        """Wait for no name servers any more, of the store and of what is beside it: the relay ends."""
+        self._leave_states()
+        if self._database is not None:
+            self._database.leave()
+
     @contextlib.asynccontextmanager
     async def _opened_states(self) -> AsyncIterator[None]:
         """Open the account states beside the database, where they are there."""
@@ -1194,7 +1200,7 @@ class RelayEndpoints:
         from companion_push.relay.redis_states import open_redis  # noqa: PLC0415  it needs an extra
 
         async with open_redis(self._config.states) as states:
-            self._own_states, self._look, self._leave = states, states.look, states.leave
+            self._own_states, self._look, self._leave_states = states, states.look, states.leave
             yield
 
     async def _share(self, nodes: Nodes) -> None:
@@ -1403,6 +1409,7 @@ async def _let_go(app: web.Application) -> None:
     relay = app[RELAY]
     logger.info("closing: %d held requests are answered now", len(relay.held_requests))
     relay.held_requests.close()
+    relay.leave()
 
 
 async def _livez(_request: web.Request) -> web.Response:

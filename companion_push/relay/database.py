@@ -133,6 +133,9 @@ class Database:
         """Whether every commit is on the disk."""
         return self._synced >= self._commits
 
+    def leave(self) -> None:
+        """Nobody is asked where a file is."""
+
     @property
     def log_bytes(self) -> int:
         """The length of the write-ahead log."""

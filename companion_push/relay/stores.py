@@ -73,6 +73,10 @@ class Store(Protocol):
         """Tell the relays that serve on this store of a command's change, with its commit."""
         ...
 
+    def leave(self) -> None:
+        """Wait for no name server any more: the relay ends."""
+        ...
+
     @property
     def nodes(self) -> "Nodes | None":
         """What the processes of one relay share here; None where it has one process."""

@@ -16,8 +16,11 @@ from psycopg.conninfo import conninfo_to_dict
 from companion_push.errors import StoreUnavailable
 from companion_push.push.vapid import VapidKey
 from companion_push.relay import redis_states
-from companion_push.relay.postgres import _ERRORS
+from companion_push.relay.app import RELAY, make_app
+from companion_push.relay.config import RelayConfig
+from companion_push.relay.postgres import _ERRORS, PostgresStore
 from companion_push.relay.redis_place import RedisPlace
+from companion_push.relay.store_place import PostgresUri
 from name_lookups import resolver
 from name_lookups.resolver import Lookups, NoAnswer
 from postgres_store.database import Database
@@ -87,6 +90,27 @@ async def test_a_server_whose_database_is_not_found_says_so_and_ends(words: tupl
     assert said.count("looking up") == 2
     assert "the database cannot be connected to: its name cannot be resolved" in said
     assert "its name server does not answer" in said
+
+
+async def test_a_relay_that_ends_waits_for_no_name_of_a_database_that_it_has_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = postgres().database_for(tmp_path / "s").uri.replace("127.0.0.1", "localhost")
+    relay = make_app(RelayConfig(public_url="https://relay.example", store=PostgresUri(place)))[RELAY]
+    async with asyncio.timeout(PATIENCE), contextlib.AsyncExitStack() as opened:
+        await opened.enter_async_context(relay.opened())
+        monkeypatch.setattr(resolver, "THREAD_SECONDS", 3600.0)
+        with a_name_server(monkeypatch) as names:
+            store = relay._open_store
+            assert isinstance(store, PostgresStore)
+            while not store._idle.empty():
+                store._idle.get_nowait().close()  # as when the server was away
+            adding = asyncio.ensure_future(relay.new_account("alice", valid=60))
+            while not names.asked:  # noqa: ASYNC110  a thread asks
+                await asyncio.sleep(0.01)
+            await opened.aclose()
+            with pytest.raises(StoreUnavailable, match="its name server does not answer"):
+                await adding
 
 
 async def test_a_relay_ends_while_its_account_states_are_looked_up(tmp_path: Path) -> None:
