@@ -6,6 +6,7 @@ queue: an answer is the inbox as it is when the connection can take it.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import StrEnum
 from typing import Final
@@ -13,6 +14,8 @@ from typing import Final
 from companion_push.relay.held_requests import HeldRequest, HeldRequests
 from companion_push.relay.operations import Answer
 
+# seconds for the peer to take what it is sent when the connection ends: a relay that shuts down does not wait for who does not read
+LAST_SECONDS: Final = 1.0
 INTERVAL: Final = 20.0  # seconds between two signs of life and two transactions, at most
 
 
@@ -91,6 +94,26 @@ class Following:
                 return answer
             if first or loop.time() >= end:
                 return None
+
+    async def sent(self, sending: Awaitable[None], seconds: float) -> None:
+        """Wait until the peer has taken what it is sent: so many seconds, and `LAST_SECONDS` from the connection's end on.
+
+        `TimeoutError` when it has not.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(
+            min(seconds, LAST_SECONDS) if self._held.released else seconds
+        ) as deadline:
+
+            def hurry() -> None:
+                due = deadline.when()
+                deadline.reschedule(min(loop.time() + LAST_SECONDS, math.inf if due is None else due))
+
+            self._held.on_release = hurry
+            try:
+                await sending
+            finally:
+                self._held.on_release = None
 
     def __aiter__(self) -> AsyncIterator[Answer]:
         return self

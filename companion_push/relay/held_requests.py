@@ -6,7 +6,7 @@ at once, and no change is lost.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Self
 
 from companion_push.relay.problems import Problem, Slug
@@ -19,7 +19,7 @@ _WOKEN_PER_SECOND = 1000.0  # when all are woken: a transaction of each takes ab
 class HeldRequest:
     """One request that waits for news, while its context is open. There are thousands, so it holds little."""
 
-    __slots__ = ("_among", "_is_woken", "_waiter", "address", "member", "released", "topic")
+    __slots__ = ("_among", "_is_woken", "_waiter", "address", "member", "on_release", "released", "topic")
 
     def __init__(self, among: "HeldRequests", *, topic: str, member: str, address: str) -> None:
         self._among = among
@@ -27,6 +27,7 @@ class HeldRequest:
         self._is_woken = False
         self._waiter: asyncio.Future[None] | None = None
         self.released = False  # answer now, with or without news
+        self.on_release: Callable[[], None] | None = None  # is called then, while something is sent
 
     def __enter__(self) -> Self:
         self._among.enter(self)
@@ -136,6 +137,8 @@ class HeldRequests:
     def _release(held: HeldRequest) -> None:
         held.released = True
         held.wake()
+        if held.on_release is not None:
+            held.on_release()
 
     def leave(self, held: HeldRequest) -> None:
         """End the holding of a request."""

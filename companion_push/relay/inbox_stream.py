@@ -1,10 +1,9 @@
 """The inbox as a stream of Server-Sent Events (WHATWG HTML §9.2; docs/protocol/relay.md, The stream).
 
 A stream that nobody reads is cut: what is sent must be taken within `SEND_SECONDS`. So a slow reader costs what the
-transport buffers before it pauses (64 KiB), and one event.
+transport buffers before it pauses (64 KiB), and one event. When the relay shuts down it is cut a second later.
 """
 
-import asyncio
 import contextlib
 import logging
 import random
@@ -58,18 +57,18 @@ async def stream(
     try:
         writer = await response.prepare(request)
         assert writer is not None  # noqa: S101  for mypy: the answer has not ended before it began
-        await _send(writer, b"retry: %d\n\n" % _RETRY_MS)
+        await _send(inbox, writer, b"retry: %d\n\n" % _RETRY_MS)
         while True:
-            await _send(writer, _HEARTBEAT if answer is None else _inbox(answer.body))
+            await _send(inbox, writer, _HEARTBEAT if answer is None else _inbox(answer.body))
             try:
                 answer = await inbox.news(inbox.interval)
             except Ended as ended:
-                await _send(writer, _end(ended.reason))
+                await _send(inbox, writer, _end(ended.reason))
                 break
             except (Problem, StoreUnavailable) as error:
                 busy = Problem(Slug.STORE_UNAVAILABLE, retry_after=2)
                 request[REFUSED] = problem = error if isinstance(error, Problem) else busy
-                await _send(writer, _event("problem", problem.body()))
+                await _send(inbox, writer, _event("problem", problem.body()))
                 break
     except (ConnectionError, TimeoutError) as error:  # the peer is gone, or does not read
         logger.debug("a stream was cut: %s", type(error).__name__)
@@ -86,11 +85,14 @@ def cut(request: web.Request) -> None:
         request.transport.abort()
 
 
-async def _send(writer: AbstractStreamWriter, data: bytes) -> None:
+async def _send(inbox: Following, writer: AbstractStreamWriter, data: bytes) -> None:
     """Send `data`. `TimeoutError` when the peer does not read, `ConnectionError` when it is gone."""
-    async with asyncio.timeout(SEND_SECONDS):
+
+    async def sending() -> None:
         await writer.write(data)
         await writer.drain()
+
+    await inbox.sent(sending(), SEND_SECONDS)
 
 
 def _cut_the_dead(request: web.Request) -> None:

@@ -23,6 +23,7 @@ from tests.relay.stores import of_files
 from tests.relay.test_app import held
 
 PATIENCE = 60.0  # seconds: a safety net, so that a hang is a failure
+LONG = 1e6  # seconds
 PATH = "/v1/inbox/stream"
 
 
@@ -222,6 +223,35 @@ async def test_who_does_not_read_is_cut(
         async with asyncio.timeout(PATIENCE):
             while not await held(relay):
                 pass
+            while await held(relay):
+                pass
+
+
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize("follows", ["while it is sent something", "before it is sent its end"])
+async def test_who_does_not_read_is_cut_when_the_relay_ends(
+    relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch, follows: str
+) -> None:
+    """What is sent would be waited for, for longer than the test."""
+    monkeypatch.setattr(following, "INTERVAL", 0.001 if follows.startswith("while") else LONG)
+    monkeypatch.setattr(inbox_stream, "SEND_SECONDS", LONG)
+    monkeypatch.setattr(inbox_stream, "_HEARTBEAT", b":" + b" " * 8_000_000 + b"\n\n")
+    monkeypatch.setattr(inbox_stream, "_end", lambda _: b":" + b" " * 8_000_000 + b"\n\n")
+    anna, _ = home.companions
+    host, port = relay.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as sleeper:
+        sleeper.sendall(
+            f"GET {PATH} HTTP/1.1\r\nHost: {host}:{port}\r\nDPoP: {anna.proof('GET', PATH)}\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(PATIENCE):
+            while not await held(relay):
+                pass
+            (mine,) = relay.held_requests._by_member[anna.name]
+            sends = follows.startswith("while")
+            while mine.on_release is None if sends else mine._waiter is None:  # noqa: ASYNC110  nothing tells
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)  # for the system to take what it can
+            await relay.app.shutdown()
             while await held(relay):
                 pass
 
