@@ -119,6 +119,9 @@ def a_name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
         yield server
     finally:
         server.may_answer.set()
+        for thread in threading.enumerate():
+            if thread.name == "lookup":  # which the next test would ask the same name
+                thread.join(PATIENCE)
 
 
 async def test_a_name_is_asked_for_once_at_a_time_and_who_leaves_takes_the_answer_from_nobody(
