@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -63,7 +64,7 @@ def in_rows(db: Transaction, now: float) -> States:
 
 def change_requests(db: Transaction, change: Callable[[Request], Request]) -> None:
     """Change all requests in the store."""
-    states = in_rows(db, 0)
+    states = in_rows(db, time.time())  # at another time they would be taken along
     for (account,) in db.execute("SELECT account FROM account_states").fetchall():
         states.save(*map(change, states.of(account).requests))
     states.store()
