@@ -39,7 +39,7 @@ _VERSION: Final = "headless_passkey_relay"  # the table of its number
 _LOCK: Final = 0x68704B32_72656C79  # "hpK2rely": the advisory lock of relays, which share it
 # values: the halves of the lock
 _SHARING: Final = """
-    SELECT pid FROM pg_locks
+    SELECT pid::text FROM pg_locks
         WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted AND classid::bigint = %s AND objid::bigint = %s
         AND objsubid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
@@ -186,7 +186,7 @@ class PostgresStore(database.Database):
         if row is None or not row[0]:
             raise StoreBusy("a command is using the database alone")
 
-    async def sharing(self, connection: "psycopg.AsyncConnection[Any]") -> frozenset[int]:
+    async def sharing(self, connection: "psycopg.AsyncConnection[Any]") -> frozenset[str]:
         """The relays that use the database, by the processes of their listening connections at the server."""
         found = await connection.execute(_SHARING, (_LOCK >> 32, _LOCK & 0xFFFFFFFF))
         return frozenset([pid for (pid,) in await found.fetchall()])

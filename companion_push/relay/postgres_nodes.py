@@ -63,8 +63,10 @@ class PostgresWakeUps:
         self._woken: Callable[[WakeUp], None] = lambda _: None
         self._missed: Callable[[], None] = lambda: None
         self._gone: Callable[[], None] = lambda: None
-        self._relays: frozenset[int] = frozenset()  # those that listened at the last look, by their sessions
-        self._leaving: set[int] = set()  # those of them that have said goodbye
+        self._relays: frozenset[str] = frozenset()  # those that listened at the last look, by their sessions
+        self._leaving: set[str] = (
+            set()
+        )  # those of them that have said goodbye, and what others have said in that form
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self.are_heard = False
 
@@ -143,7 +145,7 @@ class PostgresWakeUps:
                 self._hear(heard.payload)
             self._see(relays)
 
-    def _see(self, relays: frozenset[int]) -> None:
+    def _see(self, relays: frozenset[str]) -> None:
         """See which relays listen now. One that is gone without a goodbye may have changed something that it could not tell any more."""
         if self._relays - relays - self._leaving:
             logger.warning("another relay has ended without a goodbye")
@@ -167,7 +169,7 @@ class PostgresWakeUps:
 
     def _hear(self, payload: str) -> None:
         teller, *lines = payload.split("\n")
-        self._leaving.update(int(line.removeprefix(_LEAVES)) for line in lines if line.startswith(_LEAVES))
+        self._leaving.update(line.removeprefix(_LEAVES) for line in lines if line.startswith(_LEAVES))
         if teller != self._name or monotonic() < self._hears_ours_until:
             topics, members = (
                 frozenset(line.removeprefix(kind) for line in lines if line.startswith(kind))

@@ -433,6 +433,25 @@ async def test_a_relay_that_ends_without_a_goodbye_is_missed(
         assert missed == is_missed
 
 
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "says", ["", "\n\n", "a\nleaves ", "a\nleaves x", "a\nleaves -1\nleaves 1.5", "a\nleaves " + "9" * 5000]
+)
+async def test_a_relay_hears_on_whatever_others_of_the_database_say_where_it_listens(
+    place: PostgresUri, says: str
+) -> None:
+    """Whoever may connect to the database may notify."""
+    woken: list[WakeUp] = []
+    async with open_postgres(place, serves=True) as store:
+        assert store.nodes is not None
+        store.nodes.wake_ups.follow(woken.append, nothing, nothing)
+        await store.one("SELECT pg_notify(?, ?)", (postgres_nodes.CHANNEL, says))
+        await store.one("SELECT pg_notify(?, ?)", (postgres_nodes.CHANNEL, "another\ntopic inbox"))
+        async with asyncio.timeout(60):
+            while not any(wake.topics for wake in woken):  # noqa: ASYNC110  nothing tells
+                await asyncio.sleep(0.01)
+
+
 async def test_the_server_looks_whether_the_machine_of_a_relay_has_vanished(
     place: PostgresUri, monkeypatch: pytest.MonkeyPatch
 ) -> None:
