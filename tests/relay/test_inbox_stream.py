@@ -207,6 +207,20 @@ async def test_one_proof_is_good_for_so_long(tmp_path: Path) -> None:
         assert (last.name, last.body) == ("end", {"reason": "renew", "retry_after": 0})
 
 
+@contextlib.asynccontextmanager
+async def deaf(relay: Relay, member: Caller) -> AsyncIterator[None]:
+    """A member's stream that nobody reads, while the context is open."""
+    host, port = relay.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as sleeper:
+        sleeper.sendall(
+            f"GET {PATH} HTTP/1.1\r\nHost: {host}:{port}\r\nDPoP: {member.proof('GET', PATH)}\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(PATIENCE):
+            while not await held(relay):
+                pass
+        yield
+
+
 @pytest.mark.threat("T17")
 async def test_who_does_not_read_is_cut(
     relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch
@@ -215,16 +229,9 @@ async def test_who_does_not_read_is_cut(
     monkeypatch.setattr(inbox_stream, "SEND_SECONDS", 0.2)
     monkeypatch.setattr(inbox_stream, "_HEARTBEAT", b":" + b" " * 1_000_000 + b"\n\n")
     anna, _ = home.companions
-    host, port = relay.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as sleeper:
-        sleeper.sendall(
-            f"GET {PATH} HTTP/1.1\r\nHost: {host}:{port}\r\nDPoP: {anna.proof('GET', PATH)}\r\n\r\n".encode()
-        )
-        async with asyncio.timeout(PATIENCE):
-            while not await held(relay):
-                pass
-            while await held(relay):
-                pass
+    async with deaf(relay, anna), asyncio.timeout(PATIENCE):
+        while await held(relay):
+            pass
 
 
 @pytest.mark.threat("T17")
@@ -238,22 +245,15 @@ async def test_who_does_not_read_is_cut_when_the_relay_ends(
     monkeypatch.setattr(inbox_stream, "_HEARTBEAT", b":" + b" " * 8_000_000 + b"\n\n")
     monkeypatch.setattr(inbox_stream, "_end", lambda _: b":" + b" " * 8_000_000 + b"\n\n")
     anna, _ = home.companions
-    host, port = relay.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as sleeper:
-        sleeper.sendall(
-            f"GET {PATH} HTTP/1.1\r\nHost: {host}:{port}\r\nDPoP: {anna.proof('GET', PATH)}\r\n\r\n".encode()
-        )
-        async with asyncio.timeout(PATIENCE):
-            while not await held(relay):
-                pass
-            (mine,) = relay.held_requests._by_member[anna.name]
-            sends = follows.startswith("while")
-            while mine.on_release is None if sends else mine._waiter is None:  # noqa: ASYNC110  nothing tells
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.2)  # for the system to take what it can
-            await relay.app.shutdown()
-            while await held(relay):
-                pass
+    async with deaf(relay, anna), asyncio.timeout(PATIENCE):
+        (mine,) = relay.held_requests._by_member[anna.name]
+        sends = follows.startswith("while")
+        while mine.on_release is None if sends else mine._waiter is None:  # noqa: ASYNC110  nothing tells
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # for the system to take what it can
+        await relay.app.shutdown()
+        while await held(relay):
+            pass
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no such option")
